@@ -1,0 +1,30 @@
+"""The one exception of the library, and the helper that says what exists."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MulticamError(ValueError):
+    """What was given, what exists, and what to do about it."""
+
+
+def unknown(what: str, given: object, names: Iterable[str]) -> MulticamError:
+    """An error for a name that does not exist, with the closest names that do.
+
+    Args:
+        what: What kind of thing was looked up, such as `"layer"`.
+        given: The name as the caller wrote it.
+        names: The names that exist.
+
+    Example:
+        >>> raise unknown("input", "rbg", ["rgb", "depth"])
+        Traceback (most recent call last):
+        multicam.errors.MulticamError: no input 'rbg'; did you mean 'rgb'? There are: 'rgb', 'depth'
+    """
+    known = list(names)
+    text = str(given)
+    close = get_close_matches(text, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    shown = ", ".join(map(repr, known[:20])) or "none"
+    more = f" and {len(known) - 20} more" if len(known) > 20 else ""
+    return MulticamError(f"no {what} {text!r}{hint} There are: {shown}{more}")

@@ -1,0 +1,39 @@
+"""Maps, named: the result of explaining several inputs at once."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class Maps(dict[str, Tensor]):
+    """One map per name, each `(b h w)` (or `(b d h w)`, `(b l)`), in units of the score.
+
+    A plain dict otherwise. `comparable` tells whether the numbers of one map may be compared with those of
+    another: pictures then share one scale, so that an input the model ignored looks ignored.
+    """
+
+    def __init__(self, maps: Mapping[str, Tensor], comparable: bool = True) -> None:
+        super().__init__(maps)
+        self.comparable = comparable
+
+    def __repr__(self) -> str:
+        shown = ", ".join(
+            f"{name}: {tuple(m.shape)} mean {m.mean().item():.4g} max {m.max().item():.4g}" for name, m in self.items()
+        )
+        return f"Maps({shown}, comparable={self.comparable})"
+
+    def shares(self) -> Tensor:
+        """Each sample's positive evidence per map as a share of all of it: `(b k)` in the order of the keys.
+
+        A map is a density, so its mean is the evidence found on that input. A sample without any positive evidence
+        has shares of zero.
+
+        Example:
+            >>> import torch
+            >>> Maps({"rgb": torch.full((1, 2, 2), 3.0), "depth": torch.full((1, 4, 4), 1.0)}).shares()
+            tensor([[0.7500, 0.2500]])
+        """
+        mass = torch.stack([m.clamp(min=0).flatten(1).mean(1) for m in self.values()], dim=1)
+        total = mass.sum(1, keepdim=True)
+        return mass / total.where(total > 0, 1)
