@@ -1,0 +1,346 @@
+"""Class activation maps: the contract, the gradient methods and the eigen methods."""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from math import prod
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange, reduce
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from multicam.errors import MulticamError
+from multicam.inputs import Inputs
+from multicam.layers import Layer, LayerLike, unwrapped
+from multicam.maps import Maps
+from multicam.targets import OutputLike, TargetLike
+from multicam.trace import Site, Trace
+
+LayersLike = LayerLike | Mapping[str, LayerLike]
+
+ONLY = "map"  # the name inside of a single, unnamed layer
+
+
+class CAM(ABC):
+    """A class activation mapping: where in its inputs a model found the evidence for a score.
+
+    A map is a density in units of the score: the method's saliency on the layer's grid times the number of grid cells,
+    laid on the input by linear interpolation. Its mean is the evidence found there, so maps of different grids, layers
+    and inputs compare, unless the method says that its scale means nothing (`comparable = False`).
+
+    Args:
+        model: Any module; it is not changed.
+        layers: One layer, or a mapping name -> layer. A layer is a path `"encoder.stage4"`, a call of a shared module
+            `"encoder.stage4#1"`, a module, or a `Layer`. A name that is an input's puts the map on that input at its
+            own size; `Layer(onto=…)` says it otherwise; a model with one image input needs neither. Other maps stay on
+            the layer's grid.
+        output: Which part of the model's output the target sees: a path (`"logits"`, `1`) or a callable.
+
+    Raises:
+        MulticamError: If a layer does not exist.
+    """
+
+    comparable: ClassVar[bool] = True
+
+    def __init__(self, model: nn.Module, layers: LayersLike, *, output: OutputLike = None) -> None:
+        self.model = unwrapped(model)
+        self.named = isinstance(layers, Mapping)
+        self.layers = _named_layers(layers)
+        self.output = output
+
+    @abstractmethod
+    def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
+        """The method's formula: one signed number per grid cell."""
+
+    def __call__(self, inputs: Any, target: TargetLike = None, *, signed: bool = False) -> Tensor | Maps:
+        """The map of one layer, or `Maps` with the names of the layers, from one forward and one backward pass.
+
+        Args:
+            inputs: What the model takes: a tensor, a tuple of positional or a dict of keyword arguments, or `Inputs`.
+            target: None for each sample's top class, a class, one class per sample, or any callable from output to
+                scores `(b,)`; see `multicam.targets`.
+            signed: Keep negative evidence instead of cutting it at zero.
+
+        Returns:
+            `(b h w)` on an image input or the layer's grid; `(b d h w)` for volumes, `(b l)` for signals.
+
+        Raises:
+            MulticamError: If inputs, layers, target or output do not fit the model; the message says what does.
+        """
+        maps = self.maps(Trace(self.model, inputs, self.layers, target, self.output), signed=signed)
+        return maps if self.named else maps[ONLY]
+
+    def maps(self, trace: Trace, *, signed: bool = False) -> Maps:
+        """The maps of every site of a trace."""
+        found = {}
+        for name, site in trace.sites.items():
+            found[name] = self._map(site, signed)
+        return Maps(found, self.comparable)
+
+    def _map(self, site: Site, signed: bool) -> Tensor:
+        saliency = self.saliency(site)
+        if not torch.isfinite(saliency).all():
+            raise MulticamError(
+                f"{type(self).__name__} of layer {site.name!r} is not finite: the model's activations or gradients "
+                "overflow or are NaN (float16 weights often do; use bfloat16 or float32)"
+            )
+        _warn_if_empty(type(self).__name__, site, saliency)
+        density = saliency * prod(saliency.shape[1:])
+        return _laid(density if signed else density.relu(), site)
+
+    def __repr__(self) -> str:
+        shown = repr(self.layers if self.named else self.layers[ONLY])
+        return f"{type(self).__name__}({type(self.model).__name__}, {shown})"
+
+
+class GradCAM(CAM):
+    """Grad-CAM: channels weighted by their spatially averaged gradient.
+
+    `saliency = sum_c mean_ij(G_c) A_c`. Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+        >>> GradCAM(model, "1")(torch.rand(2, 3, 16, 16), target=3).shape
+        torch.Size([2, 16, 16])
+    """
+
+    def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
+        """`sum_c mean_ij(G_c) A_c`."""
+        weights = reduce(site.grads, "b c ... -> b c", "mean")
+        return einsum(weights, site.acts, "b c, b c ... -> b ...")
+
+
+class HiResCAM(CAM):
+    """HiResCAM: gradient times activation, cell by cell.
+
+    `saliency = sum_c G_c A_c`; the mean of the signed map is exactly the sum of `G A`, which for a pooled linear head is
+    the logit without its bias. Draelos and Carin 2020, arXiv:2011.08891, eq. 4.
+    """
+
+    def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
+        """`sum_c G_c A_c`."""
+        return reduce(site.grads * site.acts, "b c ... -> b ...", "sum")
+
+
+class GradCAMElementWise(CAM):
+    """Element-wise Grad-CAM: HiResCAM of which each channel contributes its positive evidence only.
+
+    `saliency = sum_c relu(G_c A_c)`; pytorch-grad-cam's variant of arXiv:2011.08891.
+    """
+
+    def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
+        """`sum_c relu(G_c A_c)`."""
+        return reduce((site.grads * site.acts).relu(), "b c ... -> b ...", "sum")
+
+
+class GradCAMPlusPlus(CAM):
+    """Grad-CAM++: channels weighted by their positive gradients, each cell's by its share in the score's growth.
+
+    `alpha = G^2 / (2 G^2 + sum_ij(A) G^3)`, `saliency = sum_c sum_ij(alpha_c relu(G_c)) A_c`. Chattopadhyay et al. 2018,
+    arXiv:1710.11063, eq. 5 and 19. The ratio is taken as the paper writes it, with no epsilon that would decide the
+    result where gradients are small; cells with a zero denominator weigh nothing. With the paper's score `exp(S)` the
+    weights of a sample share the factor `exp(S)`, which is left out, so the scale means nothing.
+    """
+
+    comparable = False
+
+    def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
+        """`sum_c sum_ij(alpha_c relu(G_c)) A_c`."""
+        G, A = site.grads, site.acts
+        total = rearrange(A.flatten(2).sum(2), f"b c -> b c {'1 ' * (A.ndim - 2)}")
+        # G^2 cancels from eq. 19; dividing it out keeps tiny gradients from underflowing to 0 / 0.
+        denominator = 2 + total * G
+        alpha = torch.where((denominator != 0) & (G != 0), 1 / denominator, 0)
+        weights = reduce(alpha * G.relu(), "b c ... -> b c", "sum")
+        return einsum(weights, A, "b c, b c ... -> b ...")
+
+
+class XGradCAM(CAM):
+    """XGrad-CAM: channels weighted by their gradients, each cell's by its share of the channel's activation.
+
+    `w_c = sum_ij(G_c A_c) / sum_ij(A_c)`, `saliency = sum_c w_c A_c`. Fu et al. 2020, arXiv:2008.02312, eq. 8. A channel
+    whose activations sum to zero weighs nothing.
+    """
+
+    def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
+        """`sum_c (sum_ij(G_c A_c) / sum_ij(A_c)) A_c`."""
+        total = reduce(site.acts, "b c ... -> b c", "sum")
+        weights = reduce(site.grads * site.acts, "b c ... -> b c", "sum") / total
+        return einsum(torch.where(total != 0, weights, 0), site.acts, "b c, b c ... -> b ...")
+
+
+class LayerCAM(CAM):
+    """Layer-CAM: each cell of each channel weighted by its own positive gradient.
+
+    `saliency = sum_c relu(G_c) A_c`. Jiang et al. 2021, doi:10.1109/TIP.2021.3089943, eq. 6 and 7.
+    """
+
+    def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
+        """`sum_c relu(G_c) A_c`."""
+        return reduce(site.grads.relu() * site.acts, "b c ... -> b ...", "sum")
+
+
+class EigenCAM(CAM):
+    """Eigen-CAM: the activations projected on their first principal component over the grid.
+
+    `saliency = (A - mean_ij A) v_1`. Muhammad and Yeasin 2020, arXiv:2008.00299, with the centring that
+    pytorch-grad-cam adds. A component has no sign of its own; it is given the one that agrees with the activations
+    summed over channels. It does not depend on the target, and its scale means nothing.
+    """
+
+    comparable = False
+
+    def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
+        """The projection of A on its first principal component."""
+        return _first_component(site.acts)
+
+
+class EigenGradCAM(CAM):
+    """Eigen-CAM of gradient times activation: class-specific, smoother than HiResCAM.
+
+    `saliency = (G A - mean_ij G A) v_1`, with the sign that agrees with HiResCAM; pytorch-grad-cam's method. Its scale
+    means nothing.
+    """
+
+    comparable = False
+
+    def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
+        """The projection of G A on its first principal component."""
+        return _first_component(site.grads * site.acts)
+
+
+def explain_methods(
+    model: nn.Module,
+    inputs: Any,
+    layers: LayersLike,
+    methods: Iterable[type[CAM]],
+    target: TargetLike = None,
+    *,
+    output: OutputLike = None,
+    signed: bool = False,
+) -> dict[str, Tensor | Maps]:
+    """The maps of several methods, by class name, all from one forward and one backward pass.
+
+    Args:
+        model: As for `CAM`.
+        inputs: As for the call of a `CAM`.
+        layers: As for `CAM`.
+        methods: The classes of the methods.
+        target: As for the call of a `CAM`.
+        output: As for `CAM`.
+        signed: As for the call of a `CAM`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+        >>> explain_methods(model, torch.rand(2, 3, 16, 16), "1", [GradCAM, HiResCAM]).keys()
+        dict_keys(['GradCAM', 'HiResCAM'])
+    """
+    trace = Trace(unwrapped(model), inputs, _named_layers(layers), target, output)
+    maps = {method.__name__: method(model, layers, output=output).maps(trace, signed=signed) for method in methods}
+    return dict(maps) if isinstance(layers, Mapping) else {name: named[ONLY] for name, named in maps.items()}
+
+
+def _named_layers(layers: LayersLike) -> dict[str, Layer]:
+    named = dict(layers) if isinstance(layers, Mapping) else {ONLY: layers}
+    if not named:
+        raise MulticamError("no layer to explain; list_layers(model, inputs) shows those there are")
+    return {str(name): Layer.of(layer) for name, layer in named.items()}
+
+
+def _first_component(x: Float[Tensor, "b c *grid"]) -> Float[Tensor, "b *grid"]:
+    """Each cell's coordinate along the first principal component of the cells, signed like the sum over channels."""
+    cells = rearrange(x, "b c ... -> b (...) c")
+    centred = cells - cells.mean(1, keepdim=True)
+    # The smaller of the two Gram matrices has the same leading component and is far cheaper than an SVD.
+    if centred.shape[1] <= centred.shape[2]:
+        values, vectors = torch.linalg.eigh(centred @ centred.mT)
+        projection = vectors[..., -1] * values[:, -1:].clamp(min=0).sqrt()
+    else:
+        projection = (centred @ torch.linalg.eigh(centred.mT @ centred)[1][..., -1:]).squeeze(-1)
+    agreement = (projection * centred.sum(2)).sum(1, keepdim=True)
+    signed = torch.where(agreement < 0, -projection, projection)
+    return signed.reshape(x.shape[0], *x.shape[2:])
+
+
+def _laid(grid_map: Float[Tensor, "b *grid"], site: Site) -> Tensor:
+    """The map on the input it belongs to, at that input's size; on its own grid where it belongs to none."""
+    inputs = site.trace.inputs
+    name, said = _input_of(site, inputs)
+    if name is None:
+        return grid_map
+    size = _spatial_size(inputs.leaves[name], grid_map.ndim - 1)
+    if size is None:
+        if not said:
+            return grid_map
+        leaf = inputs.leaves[name]
+        given = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+        raise MulticamError(
+            f"the map of layer {site.name!r} has the grid {tuple(grid_map.shape[1:])}, which cannot be laid on input "
+            f"{name!r} ({given}); name the input it belongs to with Layer(…, onto=…), or name the map otherwise to keep "
+            "it on its grid"
+        )
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
+    return F.interpolate(grid_map[:, None], size, mode=mode, align_corners=False)[:, 0]
+
+
+def _input_of(site: Site, inputs: Inputs) -> tuple[str | None, bool]:
+    """The input that a map is laid on, and whether the caller said so."""
+    if site.layer.onto is not None:
+        return inputs.name(site.layer.onto), True
+    if any(leaf == site.name or leaf.endswith(f".{site.name}") for leaf in inputs.leaves):
+        return inputs.name(site.name), True
+    tensors = list(inputs.images) or [name for name, leaf in inputs.leaves.items() if isinstance(leaf, Tensor)]
+    return (tensors[0], False) if len(tensors) == 1 else (None, False)
+
+
+def _spatial_size(leaf: Any, axes: int) -> tuple[int, ...] | None:
+    """The size of an input along the axes of a map with that many."""
+    if not isinstance(leaf, Tensor) or not 1 <= axes <= 3 or leaf.ndim < axes + 1:
+        return None
+    shape = tuple(leaf.shape)
+    if axes == 2:
+        return shape[-2:]
+    if axes == 3 and leaf.ndim == 5:
+        # Clips come as (b c t h w) and as (b t c h w); colour tells which axis is which.
+        frames_first = shape[2] in (1, 3) and shape[1] not in (1, 3)
+        return (shape[1], *shape[3:]) if frames_first else shape[2:]
+    return shape[-axes:] if leaf.ndim <= axes + 2 else None
+
+
+def _warn_if_empty(method: str, site: Site, saliency: Tensor) -> None:
+    """Warn where a map is empty for a reason that lies in how it was made, not in what the model saw."""
+    flat = saliency.flatten(1)
+    where = f"the {method} map of layer {site.name!r}"
+    count = f"of {len(flat)} samples"
+    if "grads" in vars(site.trace):
+        product = site.grads * site.acts
+        size = product.abs().sum(1).flatten(1)
+        total = product.sum(1).flatten(1).abs()
+        silent = (site.grads.flatten(1) == 0).all(1)
+        cancelled = ~silent & (total.amax(1) <= 1e-4 * size.amax(1)) & (product.shape[1] > 1)
+        if silent.any():
+            _warn(
+                f"{where} is empty for {int(silent.sum())} {count}: the gradient is zero on the whole grid. Behind this "
+                "layer the target reads none of these cells (only a class token, say): take an earlier layer, such as "
+                "the norm in front of the last attention"
+            )
+        if cancelled.any():
+            _warn(
+                f"{where} is meaningless for {int(cancelled.sum())} {count}: gradient times activation cancels over the "
+                "channels of every cell, because a normalisation follows the layer. Take the layer before or behind the "
+                "normalised one, or read the attention itself"
+            )
+    negative = (flat.amax(1) <= 0) & (flat.amin(1) < 0)
+    if negative.any():
+        _warn(
+            f"{where} is empty for {int(negative.sum())} {count}: all its evidence is negative; signed=True "
+            "shows it. Averaged gradients do this on a branch that attention reads as keys and values, where HiResCAM and "
+            "LayerCAM do not average"
+        )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=6)

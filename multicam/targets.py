@@ -1,0 +1,234 @@
+"""From a model's output to one score per sample."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from multicam.errors import MulticamError
+from multicam.tree import leaves, resolve
+
+Target = Callable[[Any], Tensor]
+TargetLike = Target | int | Sequence[int] | Tensor | None
+OutputLike = str | int | Callable[[Any], Any] | None
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """The score of one class, or of one class per sample.
+
+    Args:
+        index: The class, counted from 0 (negative: from the end), or one for each sample `(b,)`.
+
+    Example:
+        >>> ClassScore([2, 0])(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
+        tensor([3., 4.])
+    """
+
+    index: int | tuple[int, ...]
+
+    def __init__(self, index: int | Sequence[int] | Tensor) -> None:
+        object.__setattr__(self, "index", _indices(index))
+
+    def __call__(self, output: Any) -> Float[Tensor, " b"]:
+        """The scores `(b,)`."""
+        logits = _class_scores(output, self)
+        batch, classes = logits.shape
+        index = (self.index,) * batch if isinstance(self.index, int) else self.index
+        if len(index) != batch:
+            raise MulticamError(f"{len(index)} target classes for {batch} samples; give one class, or one per sample")
+        wrong = [i for i in index if not -classes <= i < classes]
+        if wrong:
+            raise MulticamError(f"target class {wrong[0]} does not exist: the output has classes 0 to {classes - 1}")
+        return logits[torch.arange(batch, device=logits.device), torch.tensor(index, device=logits.device)]
+
+
+@dataclass(frozen=True)
+class TopClass:
+    """The score of each sample's highest-scoring class."""
+
+    def __call__(self, output: Any) -> Float[Tensor, " b"]:
+        """The scores `(b,)`."""
+        return _class_scores(output, self).amax(1)
+
+
+@dataclass(frozen=True)
+class Probability:
+    """The softmax probability of one class, or of one class per sample.
+
+    Its gradient also carries what speaks for the other classes, with a minus; it vanishes where the model is sure.
+
+    Args:
+        index: As in `ClassScore`.
+    """
+
+    index: int | tuple[int, ...]
+
+    def __init__(self, index: int | Sequence[int] | Tensor) -> None:
+        object.__setattr__(self, "index", _indices(index))
+
+    def __call__(self, output: Any) -> Float[Tensor, " b"]:
+        """The scores `(b,)`."""
+        return ClassScore(self.index)(_class_scores(output, self).softmax(1))
+
+
+@dataclass(frozen=True)
+class Binary:
+    """The only logit of a binary classifier `(b,)` or `(b 1)`; for the other class, its negative.
+
+    Args:
+        positive: Whether the class that a high logit stands for is explained.
+    """
+
+    positive: bool = True
+
+    def __call__(self, output: Any) -> Float[Tensor, " b"]:
+        """The scores `(b,)`."""
+        logit = _single(output, self)
+        return logit if self.positive else -logit
+
+
+@dataclass(frozen=True)
+class Regression:
+    """One predicted quantity: the only one `(b,)` or `(b 1)`, or that at `index` of `(b quantities)`."""
+
+    index: int | None = None
+
+    def __call__(self, output: Any) -> Float[Tensor, " b"]:
+        """The scores `(b,)`."""
+        return _single(output, self) if self.index is None else ClassScore(self.index)(output)
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """The cosine similarity of an embedding output `(b c)` to a given embedding.
+
+    Args:
+        embedding: `(c)`, or one for each sample `(b c)`.
+    """
+
+    embedding: Float[Tensor, "c"] | Float[Tensor, "b c"]
+
+    def __call__(self, output: Any) -> Float[Tensor, " b"]:
+        """The scores `(b,)`."""
+        vectors = _class_scores(output, self)
+        wanted = self.embedding.to(vectors)
+        if wanted.shape[-1] != vectors.shape[1] or (wanted.ndim == 2 and wanted.shape[0] not in (1, len(vectors))):
+            raise MulticamError(
+                f"the embedding to compare with has shape {tuple(wanted.shape)}, the output {tuple(vectors.shape)}"
+            )
+        return F.cosine_similarity(vectors, wanted.expand_as(vectors), dim=1)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Why one class rather than others: its score minus the mean score of the others.
+
+    Args:
+        index: The class, or one for each sample.
+        others: The classes it is set against.
+    """
+
+    index: int | tuple[int, ...]
+    others: tuple[int, ...]
+
+    def __init__(self, index: int | Sequence[int] | Tensor, *others: int) -> None:
+        if not others:
+            raise MulticamError("Contrast needs at least one other class, as in Contrast(3, 5)")
+        object.__setattr__(self, "index", _indices(index))
+        object.__setattr__(self, "others", others)
+
+    def __call__(self, output: Any) -> Float[Tensor, " b"]:
+        """The scores `(b,)`."""
+        others = torch.stack([ClassScore(other)(output) for other in self.others])
+        return ClassScore(self.index)(output) - others.mean(0)
+
+
+def as_target(target: TargetLike) -> Target:
+    """The target that `target` means: None is each sample's top class, an int or one int per sample a class score.
+
+    Example:
+        >>> as_target(3)
+        ClassScore(index=3)
+    """
+    if target is None:
+        return TopClass()
+    return target if callable(target) else ClassScore(target)
+
+
+def score(target: Target, output: Any, batch: int) -> Float[Tensor, " b"]:
+    """One float32 (or wider) score per sample.
+
+    Raises:
+        MulticamError: If the target returns anything else.
+    """
+    scores = target(output)
+    if not isinstance(scores, Tensor) or tuple(scores.shape) != (batch,) or not scores.is_floating_point():
+        given = f"{scores.dtype} {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise MulticamError(
+            f"the target {target!r} returned {given}; it must return one floating-point score per sample: ({batch},)"
+        )
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+
+def select_output(output: Any, path: OutputLike) -> Any:
+    """The part of a model's output that the target sees.
+
+    Args:
+        output: What the model returned.
+        path: None for a tensor output, a path such as `"logits"`, `1`, `-1`, `"heads.0"`, or a callable.
+
+    Raises:
+        MulticamError: If the path does not exist, or is missing where the output is not one tensor.
+    """
+    if callable(path):
+        return path(output)
+    if path is None:
+        if isinstance(output, Tensor):
+            return output
+        raise MulticamError(
+            f"the model returns a {type(output).__name__}, so say what to explain with output=…, "
+            f"one of: {_choices(output)}"
+        )
+    if isinstance(path, int) and isinstance(output, list | tuple) and -len(output) <= path < len(output):
+        return output[path]
+    tensors = {name: leaf for name, leaf in leaves(output).items() if isinstance(leaf, Tensor)}
+    if str(path) not in tensors and isinstance(output, Tensor):
+        raise MulticamError(f"the model returns one tensor, so output={path!r} names nothing; leave it out")
+    return tensors[resolve("output", str(path), tensors)]
+
+
+def _choices(output: Any) -> str:
+    tensors = {name: leaf for name, leaf in leaves(output).items() if isinstance(leaf, Tensor)}
+    return ", ".join(f"{name!r} {tuple(leaf.shape)}" for name, leaf in tensors.items()) or "no tensor at all"
+
+
+def _indices(index: int | Sequence[int] | Tensor) -> int | tuple[int, ...]:
+    if isinstance(index, Tensor):
+        index = index.tolist()
+    values = index if isinstance(index, Sequence) and not isinstance(index, str) else (index,)
+    if not all(hasattr(value, "__index__") and not isinstance(value, bool) for value in values):
+        raise MulticamError(f"a target class is an int, or one int per sample, not {index!r}")
+    return tuple(int(value) for value in values) if isinstance(index, Sequence) else int(index)
+
+
+def _class_scores(output: Any, target: Target) -> Tensor:
+    if isinstance(output, Tensor) and output.ndim == 2:
+        return output
+    given = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    raise MulticamError(
+        f"{target!r} needs an output (b classes), but the output is {given}; pick another with output=…, or pass a "
+        "callable target that returns one score per sample (for (b,) outputs: Binary() or Regression(), for (b c h w): "
+        "lambda out: out[:, c].mean((1, 2)))"
+    )
+
+
+def _single(output: Any, target: Target) -> Tensor:
+    if isinstance(output, Tensor) and (output.ndim == 1 or (output.ndim == 2 and output.shape[1] == 1)):
+        return output.reshape(-1)
+    given = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    raise MulticamError(f"{target!r} needs an output (b,) or (b 1), but the output is {given}; name one of its columns")

@@ -1,0 +1,167 @@
+"""One observed forward pass: activations at layers, scores, and gradients on demand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NoReturn
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from multicam.errors import MulticamError
+from multicam.inputs import Inputs
+from multicam.layers import Layer, LayerLike, Tap, Taps, undisturbed, unwrapped
+from multicam.targets import OutputLike, Target, TargetLike, as_target, score, select_output
+from multicam.tree import rebuild
+
+
+@dataclass(frozen=True)
+class Site:
+    """What one layer did in one trace.
+
+    Attributes:
+        name: The name that the caller gave to the layer.
+        layer: Its address.
+        acts: The activations `(b c *grid)`, float32 (float64 where the layer's are).
+        scores: The scores of the trace `(b,)`.
+        trace: Where it comes from.
+    """
+
+    name: str
+    layer: Layer
+    acts: Float[Tensor, "b c *grid"]
+    scores: Float[Tensor, " b"]
+    trace: "Trace" = field(repr=False)
+
+    @property
+    def grads(self) -> Float[Tensor, "b c *grid"]:
+        """The gradient of each score by the activations `(b c *grid)`; the first use runs the one backward pass of the trace.
+
+        Raises:
+            MulticamError: If the layer has no gradient; the message says why.
+        """
+        return self.trace.grads[self.name]
+
+
+class Trace:
+    """One observed forward pass of a model.
+
+    The model runs in evaluation mode and its parameters get no gradient: the graph starts at the first observed layer.
+    Each layer's output is recorded and a copy goes on through the model, so that operations in place cannot reach the
+    record. Afterwards everything is as it was: hooks, training flags, `requires_grad`, `.grad`, inputs, RNG.
+
+    Args:
+        model: Any module.
+        inputs: What it takes, see `Inputs.of`.
+        layers: Name -> layer.
+        target: See `multicam.targets.as_target`.
+        output: Which part of the model's output the target sees, see `multicam.targets.select_output`.
+
+    Raises:
+        MulticamError: For inputs, layers, outputs or targets that do not fit.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
+        >>> trace = Trace(model, torch.rand(2, 3, 8, 8), {"conv": "0"}, target=3)
+        >>> trace.sites["conv"].grads.shape, trace.scores.shape
+        (torch.Size([2, 4, 6, 6]), torch.Size([2]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        layers: Mapping[str, LayerLike],
+        target: TargetLike = None,
+        output: OutputLike = None,
+    ) -> None:
+        self.model = unwrapped(model)
+        self.inputs = Inputs.of(inputs).bind(self.model)
+        self._target: Target = as_target(target)
+        self._output_path = output
+        taps = Taps(self.model, list(layers.values()))
+        batch = self.inputs.batch
+        records: dict[int, Tensor] = {}
+
+        def record(i: int, tap: Tap, x: Tensor) -> Tensor:
+            # Whoever holds x may still write into it, before or after; the record belongs to nobody else.
+            records[i] = x.clone() if x.requires_grad else x.detach().clone().requires_grad_()
+            return records[i].clone()
+
+        with torch.inference_mode(False), torch.enable_grad(), undisturbed(self.model):
+            with taps.observe(batch, record) as seen:
+                returned = self._own_inputs().run(self.model)
+            output_tensor = select_output(returned, output)
+            self._scores = score(self._target, output_tensor, batch)
+        self._records = {name: records[i] for i, name in enumerate(layers)}
+        self._taps = dict(zip(layers, seen, strict=True))
+        self.output = _detached(output_tensor)
+        self.scores: Float[Tensor, " b"] = self._scores.detach()
+        self._acts = {name: self._gridded(name, record) for name, record in self._records.items()}
+
+    @property
+    def sites(self) -> dict[str, "Site"]:
+        """What each layer did, by the caller's name for it."""
+        # Made on request: sites that the trace itself kept would hold its graph in memory by a reference cycle.
+        return {name: Site(name, tap.layer, self._acts[name], self.scores, self) for name, tap in self._taps.items()}
+
+    @cached_property
+    def grads(self) -> dict[str, Float[Tensor, "b c *grid"]]:
+        """The gradient of the scores by each site's activations, from one backward pass that never reaches a parameter.
+
+        Raises:
+            MulticamError: If a layer has no gradient; the message says why.
+        """
+        records = list(self._records.values())
+        if not self._scores.requires_grad:
+            self._explain_missing(next(iter(self._records)))
+        with torch.inference_mode(False):
+            found = torch.autograd.grad(self._scores.sum(), records, allow_unused=True)
+        for name, gradient in zip(self._records, found, strict=True):
+            if gradient is None:
+                self._explain_missing(name)
+        del self._scores
+        return {name: self._gridded(name, g) for name, g in zip(self._records, found, strict=True)}
+
+    def _own_inputs(self) -> Inputs:
+        """Inputs that the model may write into, that carry no gradient and are no inference tensors."""
+        return self.inputs.map(lambda name, leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf)
+
+    def _gridded(self, name: str, x: Tensor) -> Tensor:
+        tap = self._taps[name]
+        assert tap.reshape is not None
+        grid = tap.reshape(x.detach())
+        if grid.ndim < 3 or grid.shape[0] != self.inputs.batch:
+            raise MulticamError(
+                f"the reshape of layer {tap.label!r} returned {tuple(grid.shape)} from {tuple(x.shape)}; "
+                f"it must return (b c *grid) with b = {self.inputs.batch}"
+            )
+        return grid if grid.dtype == torch.float64 else grid.float()
+
+    def _explain_missing(self, name: str) -> NoReturn:
+        """Say why no gradient reached a layer. Runs the model once more, with this layer's output changed."""
+        tap = self._taps[name]
+        if tap.under_no_grad:
+            raise MulticamError(
+                f"layer {tap.label!r} runs under the model's own torch.no_grad(), so no gradient can reach it; "
+                "take a layer outside of it, or a method that needs no gradients such as EigenCAM"
+            )
+        again = Taps(self.model, [tap.layer])
+        with torch.no_grad(), undisturbed(self.model):
+            with again.observe(self.inputs.batch, lambda i, t, x: x + x.std() + 1):
+                returned = self._own_inputs().run(self.model)
+            changed = score(self._target, select_output(returned, self._output_path), self.inputs.batch)
+        if torch.equal(changed, self.scores):
+            raise MulticamError(
+                f"the target does not depend on layer {tap.label!r}: changing its output leaves every score as it is; "
+                "take a layer on the way to this output, or another target or output"
+            )
+        raise MulticamError(
+            f"the target depends on layer {tap.label!r}, but not by a gradient: something behind it is detached "
+            "(.detach(), no_grad, argmax, rounding); take a layer behind that, or a method that needs no gradients"
+        )
+
+
+def _detached(output: Any) -> Any:
+    return rebuild(output, lambda _, leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf)

@@ -1,0 +1,128 @@
+"""Nested containers: name their leaves, and build them anew with other leaves.
+
+What a model takes and what a layer returns comes in lists, tuples, named tuples, mappings, dataclasses and objects that
+carry tensors as attributes. A leaf is anything that is none of these, or an object without a tensor in it. Its path is
+the keys that lead to it, joined by dots: `samples.tensors`, `x.0`.
+"""
+
+import copy
+from collections import UserList, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from multicam.errors import MulticamError, unknown
+
+Path = tuple[str, ...]
+
+
+def leaves(value: Any) -> dict[str, Any]:
+    """Every leaf of `value` by its path; a value that is itself a leaf has the path `""`.
+
+    Example:
+        >>> leaves({"image": 1, "text": [2, None]})
+        {'image': 1, 'text.0': 2, 'text.1': None}
+    """
+    found: dict[str, Any] = {}
+    for path, leaf in _walk(value, (), ()):
+        name = ".".join(path)
+        if name in found:
+            raise MulticamError(f"two leaves are both called {name!r}; rename a key so that every path is different")
+        found[name] = leaf
+    return found
+
+
+def rebuild(value: Any, exchange: Callable[[str, Any], Any]) -> Any:
+    """A copy of `value` in fresh containers of the same types, each leaf replaced by `exchange(path, leaf)`.
+
+    Example:
+        >>> rebuild({"image": 1, "text": (2, 3)}, lambda path, leaf: leaf * 10)
+        {'image': 10, 'text': (20, 30)}
+    """
+    return _rebuild(value, exchange, (), ())
+
+
+def resolve(what: str, name: str, names: Iterable[str]) -> str:
+    """The one of `names` that `name` means: itself, or the only path that ends in it.
+
+    Raises:
+        MulticamError: If there is none, or more than one.
+    """
+    known = list(names)
+    if name in known:
+        return name
+    tails = [path for path in known if path.endswith("." + name)]
+    if len(tails) == 1:
+        return tails[0]
+    if tails:
+        raise MulticamError(
+            f"{what} {name!r} is ambiguous: it could be {', '.join(map(repr, tails))}; write it in full"
+        )
+    raise unknown(what, name, known)
+
+
+def _walk(value: Any, path: Path, above: tuple[int, ...]) -> Iterator[tuple[Path, Any]]:
+    children = None if id(value) in above else _children(value)
+    if children is None:
+        yield path, value
+        return
+    for key, child in children.items():
+        yield from _walk(child, (*path, str(key)), (*above, id(value)))
+
+
+def _rebuild(value: Any, exchange: Callable[[str, Any], Any], path: Path, above: tuple[int, ...]) -> Any:
+    children = None if id(value) in above else _children(value)
+    if children is None:
+        return exchange(".".join(path), value)
+    fresh = {key: _rebuild(child, exchange, (*path, str(key)), (*above, id(value))) for key, child in children.items()}
+    if isinstance(value, tuple):
+        return value._make(fresh.values()) if hasattr(value, "_make") else type(value)(fresh.values())
+    new = copy.copy(value)
+    for key, child in fresh.items():
+        if isinstance(value, MutableMapping | list | deque | UserList):
+            new[key] = child
+        else:
+            object.__setattr__(new, key, child)  # a frozen dataclass refuses a plain assignment
+    return new
+
+
+def _children(value: Any) -> Mapping[Any, Any] | None:
+    """What `value` contains, by key; None for a leaf."""
+    if isinstance(value, torch.Size | PackedSequence):
+        return None
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return dict(zip(value._fields, value, strict=True))
+    if isinstance(value, list | tuple | deque | UserList):
+        return dict(enumerate(value))
+    if isinstance(value, MutableMapping):
+        return value
+    attributes = _attributes(value)
+    return attributes if any(_holds_tensor(child, (id(value),)) for child in attributes.values()) else None
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    if isinstance(value, Tensor | nn.Module | type) or callable(value):
+        return {}
+    slots = [name for cls in type(value).__mro__ for name in _slots(cls) if hasattr(value, name)]
+    return {name: getattr(value, name) for name in slots} | getattr(value, "__dict__", {})
+
+
+def _slots(cls: type) -> tuple[str, ...]:
+    names = cls.__dict__.get("__slots__", ())
+    names = (names,) if isinstance(names, str) else names
+    return tuple(name for name in names if not name.startswith("__"))
+
+
+def _holds_tensor(value: Any, above: tuple[int, ...]) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if id(value) in above:
+        return False
+    children = (
+        value if isinstance(value, Mapping) else dict(enumerate(value)) if isinstance(value, list | tuple) else None
+    )
+    inside = _attributes(value) if children is None else children
+    return any(_holds_tensor(child, (*above, id(value))) for child in inside.values())
