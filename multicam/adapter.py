@@ -88,8 +88,6 @@ class PackedModel(nn.Module):
             MulticamError: If the batch is not the one that was packed and held leaves differ between samples, so that
                 nobody can tell which belongs to which row.
         """
-        if not isinstance(packed, Tensor):
-            raise MulticamError(f"a PackedModel takes packed.pack(inputs), one tensor, not a {type(packed).__name__}")
         held = self.inputs
         rows = packed.shape[0]
         if rows != held.batch:
@@ -100,7 +98,9 @@ class PackedModel(nn.Module):
                     "at a time"
                 )
             held = held.take([0] * rows)
-        return self.spec.unpack(packed, held)
+        # The model may write into what it is given, and these are the user's.
+        own = held.map(lambda name, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
+        return self.spec.unpack(packed, own)
 
     def maps(self, canvas_map: Any) -> dict[str, Tensor]:
         """A tool's map on the canvas `(b h w)`, at each input's own size: name -> `(b h w)`."""
@@ -108,6 +108,8 @@ class PackedModel(nn.Module):
 
     def forward(self, packed: Float[Tensor, "b c h w"]) -> Any:
         """What the model returns for the packed inputs, bit for bit (the part that `output` names)."""
+        if not isinstance(packed, Tensor):
+            raise MulticamError(f"a PackedModel takes packed.pack(inputs), one tensor, not a {type(packed).__name__}")
         if not self.taps and torch.is_grad_enabled() and not packed.requires_grad:
             packed = packed.detach().requires_grad_()
         call = self.unpack(packed)

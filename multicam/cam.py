@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange, reduce
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from multicam.errors import MulticamError
@@ -87,7 +87,9 @@ class CAM(ABC):
                 f"{type(self).__name__} of layer {site.name!r} is not finite: the model's activations or gradients "
                 "overflow or are NaN (float16 weights often do; use bfloat16 or float32)"
             )
-        _warn_if_empty(type(self).__name__, site, saliency)
+        _warn_if_cancelled(type(self).__name__, site)
+        if not signed:
+            _warn_if_negative(type(self).__name__, site, saliency)
         density = saliency * prod(saliency.shape[1:])
         return _laid(density if signed else density.relu(), site)
 
@@ -310,36 +312,41 @@ def _spatial_size(leaf: Any, axes: int) -> tuple[int, ...] | None:
     return shape[-axes:] if leaf.ndim <= axes + 2 else None
 
 
-def _warn_if_empty(method: str, site: Site, saliency: Tensor) -> None:
-    """Warn where a map is empty for a reason that lies in how it was made, not in what the model saw."""
+def _warn_if_cancelled(method: str, site: Site) -> None:
+    """Warn where gradients or activations make a map empty by construction, whatever the model saw."""
+    if "grads" not in vars(site.trace):
+        return
+    product = site.grads * site.acts
+    size = reduce(product.abs(), "b c ... -> b (...)", "sum")
+    total = reduce(product, "b c ... -> b (...)", "sum").abs()
+    silent = (site.grads.flatten(1) == 0).all(1)
+    cancelled = ~silent & (total.amax(1) <= 1e-3 * size.amax(1)) & (product.shape[1] > 1)
+    if silent.any():
+        _warn(
+            f"{_of(method, site, silent)} is empty: the gradient is zero on the whole grid, so behind this layer the target "
+            "reads none of its cells (only a class token, say); take an earlier layer, such as the norm in front of the "
+            "last attention"
+        )
+    if cancelled.any():
+        _warn(
+            f"{_of(method, site, cancelled)} is meaningless: gradient times activation cancels over the channels of every "
+            "cell, because a normalisation follows the layer; take a layer further from it, in front or behind"
+        )
+
+
+def _warn_if_negative(method: str, site: Site, saliency: Float[Tensor, "b *grid"]) -> None:
     flat = saliency.flatten(1)
-    where = f"the {method} map of layer {site.name!r}"
-    count = f"of {len(flat)} samples"
-    if "grads" in vars(site.trace):
-        product = site.grads * site.acts
-        size = product.abs().sum(1).flatten(1)
-        total = product.sum(1).flatten(1).abs()
-        silent = (site.grads.flatten(1) == 0).all(1)
-        cancelled = ~silent & (total.amax(1) <= 1e-4 * size.amax(1)) & (product.shape[1] > 1)
-        if silent.any():
-            _warn(
-                f"{where} is empty for {int(silent.sum())} {count}: the gradient is zero on the whole grid. Behind this "
-                "layer the target reads none of these cells (only a class token, say): take an earlier layer, such as "
-                "the norm in front of the last attention"
-            )
-        if cancelled.any():
-            _warn(
-                f"{where} is meaningless for {int(cancelled.sum())} {count}: gradient times activation cancels over the "
-                "channels of every cell, because a normalisation follows the layer. Take the layer before or behind the "
-                "normalised one, or read the attention itself"
-            )
     negative = (flat.amax(1) <= 0) & (flat.amin(1) < 0)
     if negative.any():
         _warn(
-            f"{where} is empty for {int(negative.sum())} {count}: all its evidence is negative; signed=True "
-            "shows it. Averaged gradients do this on a branch that attention reads as keys and values, where HiResCAM and "
-            "LayerCAM do not average"
+            f"{_of(method, site, negative)} is empty: all its evidence is negative; signed=True shows it. Averaged "
+            "gradients do this on a branch that attention reads as keys and values, where HiResCAM and LayerCAM do not "
+            "average"
         )
+
+
+def _of(method: str, site: Site, samples: Bool[Tensor, " b"]) -> str:
+    return f"the {method} map of layer {site.name!r} for {int(samples.sum())} of {len(samples)} samples"
 
 
 def _warn(text: str) -> None:

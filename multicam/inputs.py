@@ -167,6 +167,8 @@ class Inputs:
             >>> Inputs(torch.rand(2, 3, 8, 8), ids=torch.tensor([[7], [8]])).repeat(2).kwargs["ids"].flatten()
             tensor([7, 7, 8, 8])
         """
+        if not isinstance(n, int) or n < 1:
+            raise MulticamError(f"repeat takes a number of copies, at least 1, not {n!r}")
         return self.take([sample for sample in range(self.batch) for _ in range(n)])
 
     def take(self, samples: Sequence[int]) -> "Inputs":

@@ -115,10 +115,8 @@ def positions(reshape: Reshape, x: Shaped[Tensor, "..."]) -> Int[Tensor, "..."]:
         MulticamError: If the reshape computes instead of rearranging.
     """
     index = reshape(torch.arange(x.numel(), device=x.device).view(x.shape))
-    values = reshape(x).nan_to_num()
-    if index.is_floating_point() or not torch.equal(
-        x.flatten()[index.flatten()].view(index.shape).nan_to_num(), values
-    ):
+    exists = not index.is_floating_point() and bool(((index >= 0) & (index < x.numel())).all())
+    if not exists or not torch.equal(x.flatten()[index].nan_to_num(), reshape(x).nan_to_num()):
         raise MulticamError(f"the reshape {reshape!r} must only rearrange or select entries, but it computes new ones")
     return index
 

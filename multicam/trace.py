@@ -106,6 +106,10 @@ class Trace:
         # Made on request: sites that the trace itself kept would hold its graph in memory by a reference cycle.
         return {name: Site(name, tap.layer, self._acts[name], self.scores, self) for name, tap in self._taps.items()}
 
+    def __repr__(self) -> str:
+        layers = ", ".join(f"{name}={tuple(acts.shape)}" for name, acts in self._acts.items())
+        return f"Trace({type(self.model).__name__}, {self.inputs!r}, {layers})"
+
     @cached_property
     def grads(self) -> dict[str, Float[Tensor, "b c *grid"]]:
         """The gradient of the scores by each site's activations, from one backward pass that never reaches a parameter.
@@ -149,7 +153,7 @@ class Trace:
             )
         again = Taps(self.model, [tap.layer])
         with torch.no_grad(), undisturbed(self.model):
-            with again.observe(self.inputs.batch, lambda i, t, x: x + x.std() + 1):
+            with again.observe(self.inputs.batch, lambda i, t, x: x.std() + 1 - x):
                 returned = self._own_inputs().run(self.model)
             changed = score(self._target, select_output(returned, self._output_path), self.inputs.batch)
         if torch.equal(changed, self.scores):

@@ -1,0 +1,72 @@
+"""What a caller without a type checker gets wrong: a MulticamError with the way out, from every public entry.
+
+In the tests every annotation is checked at run time, so these calls run in a Python of their own.
+"""
+
+import subprocess
+import sys
+
+import pytest
+
+SETUP = """
+import torch, warnings
+from torch import nn
+import multicam as mc
+model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+x = torch.rand(2, 3, 8, 8)
+cam = mc.GradCAM(model, "0")
+"""
+CALLS = {
+    'cam(x, "cat")': "a target class is an int, or one int per sample, not 'cat'",
+    "cam(x, 1.5)": "a target class is an int",
+    "cam(x, True)": "a target class is an int",
+    "cam(x, [1.5, 2])": "a target class is an int",
+    "cam(x, 5)": "target class 5 does not exist: the output has classes 0 to 4",
+    "cam(x, [1, 2, 3])": "3 target classes for 2 samples",
+    "cam(x, lambda out: out)": "must return one floating-point score per sample",
+    "cam((x, x))": "cannot be called with",
+    "cam({'image': x})": "no argument 'image'. There are: 'input'",
+    "cam('photo.jpg')": "no tensor with a batch axis",
+    "cam(None)": "no tensor with a batch axis",
+    "mc.GradCAM(len, '0')": "a model is a torch.nn.Module, not a builtin_function_or_method",
+    "mc.GradCAM(model, '9')": "no layer in Sequential '9'",
+    "mc.GradCAM(model, 0)": "a layer is a module path, a module or a Layer, not 0",
+    "mc.GradCAM(model, ['0'])": "a layer is a module path, a module or a Layer, not ['0']",
+    "mc.GradCAM(model, {})": "no layer to explain",
+    "mc.GradCAM(model, nn.ReLU())": "the layer ReLU is not a module of this Sequential",
+    "mc.GradCAM(model, '0#last')": "must be a number counted from 0, as in 0#1",
+    "mc.GradCAM(model, mc.Layer('0', call=-1))": "calls are counted from 0, not -1",
+    "mc.GradCAM(model, '')": "has no spatial axes",
+    "mc.PackedModel(model, x)(x.numpy())": "takes packed.pack(inputs), one tensor, not a ndarray",
+    "mc.PackedModel(model, 'photo.jpg')": "nothing to pack",
+    "mc.PackedModel(model, x, layers=[0])": "a layer is a module path, a module or a Layer, not 0",
+    "mc.list_layers(len, x)": "a model is a torch.nn.Module",
+    "mc.Inputs(x).repeat(-1)": "repeat takes a number of copies, at least 1, not -1",
+}
+RUN = """
+import sys
+failed = []
+for call in sys.stdin.read().splitlines():
+    try:
+        result = eval(call)
+        if isinstance(result, mc.CAM):
+            result(x)
+        print(f"no error: {result!r}")
+    except mc.MulticamError as error:
+        print(str(error).replace(chr(10), " "))
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}".replace(chr(10), " "))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, str]:
+    run = subprocess.run(
+        [sys.executable, "-c", SETUP + RUN], input="\n".join(CALLS), capture_output=True, text=True, check=True
+    )
+    return dict(zip(CALLS, run.stdout.splitlines(), strict=True))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_wrong_call_says_what_is_right(call: str, answers: dict[str, str]) -> None:
+    assert CALLS[call] in answers[call]
