@@ -89,18 +89,22 @@ class PackedModel(nn.Module):
                 nobody can tell which belongs to which row.
         """
         held = self.inputs
+        images = {slot.name for slot in self.spec.slots}
         rows = packed.shape[0]
         if rows != held.batch:
-            if not held.alike(*(slot.name for slot in self.spec.slots)):
+            if not held.alike(*images):
                 raise MulticamError(
                     f"the tool called the model with a batch of {rows}, but {held.batch} samples were packed and their "
                     f"other inputs differ, so no one can tell which row is which sample: {held!r}; explain one sample "
                     "at a time"
                 )
             held = held.take([0] * rows)
-        # The model may write into what it is given, and these are the user's.
-        own = held.map(lambda name, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
-        return self.spec.unpack(packed, own)
+
+        def own(name: str, leaf: Any) -> Any:
+            """A copy, because the model may write into what it is given, and held leaves are the user's."""
+            return leaf.clone() if isinstance(leaf, Tensor) and name not in images else leaf
+
+        return self.spec.unpack(packed, held.map(own))
 
     def maps(self, canvas_map: Any) -> dict[str, Tensor]:
         """A tool's map on the canvas `(b h w)`, at each input's own size: name -> `(b h w)`."""
