@@ -14,10 +14,13 @@ from multicam.cam import (
     explain_methods,
 )
 from multicam.errors import MulticamError
+from multicam.figure import Picture, Tile, figure, panel
 from multicam.inputs import Inputs
 from multicam.layers import Layer
 from multicam.maps import Maps
+from multicam.modalities import MODALITIES
 from multicam.packing import Spec
+from multicam.render import colorize, normalize, overlay
 from multicam.reshape import as_it_is, channels_last, stacked, tokens
 from multicam.survey import list_layers
 from multicam.targets import Binary, ClassScore, Contrast, Probability, Regression, Similarity, TopClass
@@ -27,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CAM",
+    "MODALITIES",
     "Binary",
     "ClassScore",
     "Contrast",
@@ -42,18 +46,25 @@ __all__ = [
     "Maps",
     "MulticamError",
     "PackedModel",
+    "Picture",
     "Probability",
     "Regression",
     "Similarity",
     "Site",
     "Spec",
+    "Tile",
     "TopClass",
     "Trace",
     "XGradCAM",
     "as_it_is",
     "channels_last",
+    "colorize",
     "explain_methods",
+    "figure",
     "list_layers",
+    "normalize",
+    "overlay",
+    "panel",
     "stacked",
     "tokens",
 ]

@@ -8,10 +8,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "multicam"
 FLOORS = [
-    ["errors", "maps", "tree", "inputs", "packing", "targets", "reshape", "modalities", "render"],
+    ["errors", "maps", "tree", "inputs", "packing", "targets", "reshape", "modalities", "render", "figure"],
     ["layers", "trace", "survey"],
     ["adapter", "cam"],
-    ["demo", "demo_training", "files", "cli", "__main__", "__init__"],
+    ["demo", "demo_training", "demo_pictures", "files", "words", "cli", "__main__", "__init__"],
 ]
 FILES = {path.stem: path for path in PACKAGE.glob("*.py")}
 # Imported only inside the function that needs them, so that `import multicam` needs none of them.

@@ -253,6 +253,14 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.M
         figure([[Tile(torch.rand(3, 8, 8))]])
 
 
+def test_a_dark_style_does_not_reach_the_page(inputs, maps) -> None:
+    dark = {"savefig.facecolor": "black", "axes.facecolor": "black", "text.color": "white", "savefig.bbox": "tight"}
+    region = torch.ones(2, 8, 8) > 0
+    plain = panel(inputs, maps, regions=region).rgb
+    with matplotlib.rc_context({**dark, "figure.autolayout": True, "image.interpolation": "bilinear"}):
+        assert np.array_equal(panel(inputs, maps, regions=region).rgb, plain)
+
+
 def test_nothing_global_changes(inputs, maps, tmp_path: Path) -> None:
     before, rng = dict(matplotlib.rcParams), torch.get_rng_state()
     panel(inputs, maps, title="图").save(tmp_path / "a.pdf")
@@ -260,12 +268,30 @@ def test_nothing_global_changes(inputs, maps, tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), rng)
 
 
-def test_pyplot_is_never_imported_and_matplotlib_only_to_draw() -> None:
-    code = (
-        "import sys, torch, multicam.figure as f; assert 'matplotlib' not in sys.modules;"
-        "f.figure([[f.Tile(torch.rand(3, 4, 4))]]).rgb; assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_unknown_choices_are_named_and_pyplot_is_never_imported() -> None:
+    # In a process of its own: here the type checks would object first, and other libraries have imported pyplot.
+    code = """
+import sys, torch, multicam.figure as f, multicam.render as r
+assert "matplotlib" not in sys.modules
+x = torch.rand(1, 4, 4)
+f.figure([[f.Tile(x, x[0])]]).rgb
+assert "matplotlib.pyplot" not in sys.modules
+for call in (
+    lambda: r.normalize(x, "share"),
+    lambda: r.colorize(x, "infernal"),
+    lambda: f.figure([[f.Tile(map=x[0])]], scale="columns"),
+):
+    try:
+        call()
+    except f.MulticamError as error:
+        print(error)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert [line.split("?")[0] for line in shown] == [
+        "no scale 'share'; did you mean 'shared'",
+        "no colour map 'infernal'; did you mean 'inferno'",
+        "no scale 'columns'; did you mean 'column'",
+    ]
 
 
 def test_a_panel_looks_as_approved() -> None:
