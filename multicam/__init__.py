@@ -14,7 +14,7 @@ from multicam.cam import (
     explain_methods,
 )
 from multicam.errors import MulticamError
-from multicam.figure import Picture, Tile, figure, panel
+from multicam.figures import Picture, Tile, figure, panel
 from multicam.inputs import Inputs
 from multicam.layers import Layer
 from multicam.maps import Maps

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "multicam"
 FLOORS = [
-    ["errors", "maps", "tree", "inputs", "packing", "targets", "reshape", "modalities", "render", "figure"],
+    ["errors", "maps", "tree", "inputs", "packing", "targets", "reshape", "modalities", "render", "figures"],
     ["layers", "trace", "survey"],
     ["adapter", "cam"],
     ["demo", "demo_training", "demo_pictures", "files", "words", "cli", "__main__", "__init__"],

@@ -93,8 +93,8 @@ def test_recolouring_keeps_luma(crops):
 
 def test_a_lattice_is_a_line_at_the_highest_frequency():
     flat = torch.full((20, 3, SIDE, SIDE), 128.0)
-    lines = inputs_of_crops(EDITS["frequency"](seeded(), flat))["frequency"].mean((2, 3))
-    assert set(lines.argmax(1).tolist()) == {7, 56, 63}
+    lines = inputs_of_crops(EDITS["frequency"](seeded(), flat))["frequency"] - inputs_of_crops(flat)["frequency"]
+    assert set(lines.mean((2, 3)).argmax(1).tolist()) == {7, 56, 63}
 
 
 def test_regions_have_the_size_they_promise():
@@ -120,7 +120,12 @@ def test_samples_are_edited_inside_disjoint_regions_only(name):
         changed = torch.from_numpy((sample(name, [edit], corner=(20, 30)).image != original).any(2))
         near = torch.nn.functional.max_pool2d(region[None].float(), 11, stride=1, padding=5)[0] > 0
         assert changed[region].float().mean() > 0.5 and not changed[~near].any()
-    assert np.array_equal(sample(name, []).image, demo.crop_of(demo.photo(name)))
+    top, left = demo.VIEWS[name]
+    assert np.array_equal(sample(name, []).image, demo.photo(name)[top : top + SIDE, left : left + SIDE])
+
+
+def test_a_sample_without_a_view_shows_the_middle():
+    assert np.array_equal(sample("coins", []).image, demo.crop_of(demo.photo("coins")))
 
 
 def test_impossible_samples_are_refused():
