@@ -1,0 +1,8 @@
+"""`python -m multicam`."""
+
+import sys
+
+from multicam.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,336 @@
+"""The `multicam` command."""
+
+import argparse
+import sys
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multicam import __version__
+from multicam.errors import MulticamError, unknown
+
+# What imports torch is imported by the commands themselves, so that --help need not wait for it.
+if TYPE_CHECKING:
+    import torch
+
+    import multicam.inputs
+    import multicam.maps
+    import multicam.trace
+
+DESCRIPTION = """\
+Explain a PyTorch model that takes several inputs, without editing it.
+
+  multicam demo                     a first look: a three-input model on a photo
+  multicam layers MODULE:FACTORY    which layers there are, and which inputs each sees
+  multicam explain MODULE:FACTORY   where in each input the evidence for a score lies
+"""
+
+LAYERS = """\
+Run the model once per input and list every layer that is called: what it returns, the grid
+of its map ("-" where nothing proves one), and the inputs it sees. Its map can be laid on any
+of these.
+"""
+
+LAYERS_EXAMPLE = """\
+example:
+  multicam layers nets.py:build --input rgb=photo.png --input depth=depth.npy --find layer4
+"""
+
+EXPLAIN = """\
+Draw where in each input a model found the evidence for a score, and keep the numbers: the
+raw maps (float32), the scores and the target go to an .npz file beside the picture.
+"""
+
+EXPLAIN_EXAMPLE = """\
+targets:
+  top                  the highest-scoring class of each sample (the default)
+  3   or   3,1,0       the score of a class counted from 0; one class per sample
+  prob:3               its probability
+  contrast:3,5,7       class 3 rather than 5 and 7
+  binary, binary:no    the only logit, and its negative
+  regression           the only predicted number; regression:2 is the third
+  MODULE:FUNC          your own function from the output to one score per sample
+
+grids, for layers of tokens where nothing proves the grid:
+  rgb=14x14            the tokens of layer rgb are a grid of 14 rows and 14 columns
+  rgb=14x14+1          behind one class or register token
+  rgb=14x14@197        from token 197 on, counted from 0, in a longer sequence
+  rgb=14x14,sequence-first   for a layer that returns (n b c); may follow any of these
+  rgb=channels-last    the layer returns (b h w c)
+  rgb=as-it-is         the layer returns (b c h w), or a signal (b c l)
+  Without "rgb=" for a layer without a name.
+
+example:
+  multicam explain nets.py:build --weights best.pt --input rgb=photo.png --input depth=depth.npy \\
+      --layer rgb=rgb.layer4 --layer depth=depth.layer4 --method gradcam --target 3 --out panel.png
+"""
+
+DEMO = """\
+Explain the bundled model, which sees a photo by its colours, its frequencies and its texture, and
+write the pictures.
+"""
+
+DEMO_EXAMPLE = """\
+example:
+  multicam demo --out pictures --image photo.jpg
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of the command: 0, or 1 with a message on stderr; argparse itself exits with 2 for wrong usage."""
+    args = _parser().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        try:
+            args.run(args)
+        except (MulticamError, OSError) as error:
+            if args.debug:
+                traceback.print_exc()
+            print(f"multicam: {' '.join(str(error).split())}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    model = argparse.ArgumentParser(add_help=False, parents=[debug])
+    model.add_argument(
+        "model",
+        metavar="MODULE:FACTORY",
+        help="where the model comes from: MODULE is the path of a .py file or can be imported from here, FACTORY a "
+        "function without arguments that returns the torch.nn.Module, or the module itself",
+    )
+    model.add_argument(
+        "--input",
+        metavar="NAME=FILE",
+        type=_pair,
+        action="append",
+        default=[],
+        help="an image input by its name in forward(); repeat it for other inputs, or with the same name for further "
+        "samples. Pictures (.png .jpg .bmp .webp .tif) are RGB; FILE:grey reads one channel, and one-channel pictures "
+        "of more than 8 bits keep theirs. Arrays (.npy .npz .pt .safetensors; FILE:KEY where there are several) of the "
+        "shapes (h w), (h w 1), (h w 3) and (c h w) are one sample; with more axes the first is the batch. 8-bit values "
+        "are scaled to 0..1, others stay as they are",
+    )
+    model.add_argument(
+        "--value",
+        metavar="NAME=VALUE",
+        type=_pair,
+        action="append",
+        default=[],
+        help="any other argument: a number, true, false, none, a string, or @FILE for an array exactly as it is stored",
+    )
+    model.add_argument(
+        "--preprocess",
+        metavar="MODULE:FUNC",
+        help="a function called with the dict of all inputs and values; it returns what the model takes: a dict of "
+        "keyword arguments, a tuple of positional ones, or multicam.Inputs",
+    )
+    model.add_argument(
+        "--weights", metavar="FILE", help="a checkpoint (.pt, .pth, .safetensors) whose names fit exactly"
+    )
+    model.add_argument("--device", help="where to run: cpu, cuda, cuda:1 … (default: where the model is)")
+    model.add_argument(
+        "--dtype",
+        choices=["float32", "float64", "bfloat16", "float16"],
+        help="of the weights; image inputs follow (default: the model's own)",
+    )
+
+    parser = argparse.ArgumentParser(
+        "multicam", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"multicam {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(
+        name: str, description: str, example: str, parent: argparse.ArgumentParser, summary: str
+    ) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            description=description,
+            epilog=example,
+            parents=[parent],
+            help=summary,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    layers = command("layers", LAYERS, LAYERS_EXAMPLE, model, "list the layers of a model and the inputs they see")
+    layers.add_argument("--find", metavar="TEXT", help="only layers whose path or class contains TEXT")
+    layers.set_defaults(run=_layers)
+
+    explain = command("explain", EXPLAIN, EXPLAIN_EXAMPLE, model, "draw where in each input the evidence lies")
+    explain.add_argument(
+        "--layer",
+        metavar="[NAME=]PATH[#CALL][:PICK]",
+        action="append",
+        required=True,
+        help="a layer as `multicam layers` lists it; a NAME that is an input's lays its map on that input. #CALL is one "
+        "call of a shared module, counted from 0, :PICK one tensor of several that the layer returns. Repeat it with "
+        "other names",
+    )
+    explain.add_argument("--grid", metavar="[NAME=]GRID", action="append", default=[], help="see grids below")
+    explain.add_argument(
+        "--method",
+        action="append",
+        help="gradcam (the default), hirescam, layercam, eigencam or any other of the library; repeat it for several, "
+        "all from one pass, each with a picture of its own",
+    )
+    explain.add_argument("--target", default="top", help="what to explain, see targets below (default: top)")
+    explain.add_argument(
+        "--output", metavar="PATH", help="which of several outputs the target sees, as in logits, 1 or heads.0"
+    )
+    explain.add_argument("--signed", action="store_true", help="keep the evidence against the target")
+    explain.add_argument(
+        "--scale",
+        choices=["shared", "each"],
+        help="divide all maps by one number, so that an ignored input looks ignored, or each by its own (default: shared "
+        "where the method's maps compare)",
+    )
+    explain.add_argument(
+        "--spectral",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="an input whose axes are frequencies: its map is shown alone",
+    )
+    explain.add_argument(
+        "--out", metavar="FILE", type=Path, default=Path("panel.png"), help="the picture (default: panel.png)"
+    )
+    explain.set_defaults(run=_explain)
+
+    demo = command("demo", DEMO, DEMO_EXAMPLE, debug, "a first look: explain the bundled model")
+    demo.add_argument("--out", metavar="DIR", type=Path, default=Path("multicam-demo"), help="default: multicam-demo")
+    demo.add_argument("--image", metavar="FILE", type=Path, help="a photo of your own")
+    demo.add_argument(
+        "--train",
+        action="store_true",
+        help="instead, train the model again, write its weights to DIR and measure it: an hour or so",
+    )
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=…")
+    return name, value
+
+
+def _layers(args: argparse.Namespace) -> None:
+    from multicam.files import blame
+    from multicam.survey import list_layers
+
+    model, inputs = _loaded(args)
+    with blame("running the model"):
+        table = list_layers(model, inputs)
+    found = table.find(args.find or "")
+    if not found:
+        raise unknown("layer", args.find, (info.path for info in table))
+    print(found)
+
+
+def _explain(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from multicam.files import blame
+    from multicam.layers import unwrapped
+    from multicam.trace import Trace
+    from multicam.words import read_layers, read_method, read_output, read_target
+
+    methods = [read_method(name) for name in args.method or ["gradcam"]]
+    target = read_target(args.target)
+    output = None if args.output is None else read_output(args.output)
+    model, inputs = _loaded(args)
+    call = inputs.bind(unwrapped(model))
+    images = list(call.images)
+    layers = read_layers(args.layer, args.grid, unnamed=images[0] if len(images) == 1 else "map")
+    with blame("running the model"):
+        trace = Trace(model, call, layers, target, output)
+        maps = {method.__name__: method(model, layers).maps(trace, signed=args.signed) for method in methods}
+    print(_summary(trace, maps, args.target))
+
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    raw: dict[str, Any] = {
+        name if len(maps) == 1 else f"{method}.{name}": values.float().cpu().numpy()
+        for method, named in maps.items()
+        for name, values in named.items()
+    }
+    numbers = args.out.with_suffix(".npz")
+    np.savez_compressed(numbers, scores=trace.scores.float().cpu().numpy(), target=args.target, **raw)
+    print(f"maps     {numbers}")
+    for method, named in maps.items():
+        picture = args.out if len(maps) == 1 else args.out.with_stem(f"{args.out.stem}-{method}")
+        _draw(trace, named, f"{method}, target {args.target}", args, picture)
+        print(f"picture  {picture}")
+
+
+def _summary(trace: "multicam.trace.Trace", maps: "Mapping[str, multicam.maps.Maps]", target: str) -> str:
+    """A table of each sample's score and of the share that each input has in the evidence for it."""
+    columns = {"sample": [str(i) for i in range(len(trace.scores))]}
+    if target == "top":
+        columns["class"] = [str(i) for i in trace.output.argmax(1).tolist()]
+    columns["score"] = [f"{score:.4g}" for score in trace.scores.tolist()]
+    notes = []
+    for method, named in maps.items():
+        if not named.comparable:
+            notes.append(f"{method} tells no shares: the scale of its maps means nothing")
+        elif len(named) > 1:
+            prefix = f"{method} " if len(maps) > 1 else ""
+            for name, shares in zip(named, named.shares().T.tolist(), strict=True):
+                columns[prefix + name] = [f"{share:.0%}" for share in shares]
+    table = [[name, *values] for name, values in columns.items()]
+    widths = [max(map(len, column)) for column in table]
+    lines = ["  ".join(map(str.rjust, row, widths)) for row in zip(*table, strict=True)]
+    return "\n".join([*lines, *notes])
+
+
+def _draw(
+    trace: "multicam.trace.Trace", maps: "multicam.maps.Maps", title: str, args: argparse.Namespace, path: Path
+) -> None:
+    """Writes the picture of one method's maps."""
+    from multicam.figures import panel
+    from multicam.maps import Maps
+
+    images = {name: leaf for name, leaf in trace.inputs.images.items() if leaf.ndim in (4, 5)}
+
+    def full(name: str) -> str:
+        return next((image for image in images if image == name or image.endswith(f".{name}")), name)
+
+    # A signal's map (b l) is drawn as a strip.
+    shown = {
+        full(name): values[:, None].expand(-1, max(1, values.shape[1] // 8), -1) if values.ndim == 2 else values
+        for name, values in maps.items()
+    }
+    rows = [f"sample {i}" for i in range(len(trace.scores))] if len(trace.scores) > 1 else []
+    spectral = [full(name) for name in args.spectral]
+    panel(images, Maps(shown, maps.comparable), scale=args.scale, spectral=spectral, rows=rows, title=title).save(path)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    if args.train:
+        from multicam import demo_training
+
+        args.out.mkdir(parents=True, exist_ok=True)
+        weights = args.out / "demo.safetensors"
+        print(demo_training.table(demo_training.train_and_measure(out=weights)))
+        print(f"weights  {weights}")
+        return
+    from multicam import demo_pictures
+
+    for path in demo_pictures.write(args.out, args.image):
+        print(path)
+
+
+def _loaded(args: argparse.Namespace) -> "tuple[torch.nn.Module, multicam.inputs.Inputs]":
+    import torch
+
+    from multicam.files import load_inputs, load_model
+
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    model = load_model(args.model, args.weights, args.device, dtype)
+    return model, load_inputs(model, args.input, args.value, args.preprocess)

@@ -1,0 +1,134 @@
+"""From words on a command line to layers, grids, methods and targets."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from inspect import isabstract
+from math import prod
+
+import multicam
+from multicam.cam import CAM
+from multicam.errors import MulticamError, unknown
+from multicam.files import find_object
+from multicam.layers import Layer
+from multicam.reshape import Reshape, as_it_is, channels_last, tokens
+from multicam.targets import Binary, ClassScore, Contrast, Probability, Regression, Target, TopClass
+
+TARGETS = ("top", "3", "3,1,0", "prob:3", "contrast:3,5", "binary", "binary:no", "regression", "regression:2")
+GRIDS = ("14x14", "14x14+1", "14x14@197", "14x14+1,sequence-first", "channels-last", "as-it-is")
+FIELDS = ("scores", "target")  # what the file of maps calls the rest of its contents
+
+
+def read_layers(layers: Iterable[str], grids: Iterable[str] = (), *, unnamed: str = "map") -> dict[str, Layer]:
+    """The layers that `[NAME=]PATH[#CALL][:PICK]` mean, with the grids that `[NAME=]GRID` give them.
+
+    Args:
+        layers: One for each layer; a single one may go without a name.
+        grids: See `read_grid`.
+        unnamed: The name of a layer without one.
+
+    Raises:
+        MulticamError: If names are missing, come twice or do not exist.
+
+    Example:
+        >>> read_layers(["rgb=fusion.attn#1:0"])
+        {'rgb': Layer('fusion.attn', call=1, pick='0')}
+    """
+    named: dict[str, Layer] = {}
+    for text in layers:
+        name, _, address = text.rpartition("=")
+        if name in named or (named and "" in (name, *named)):
+            raise MulticamError(
+                "several layers need a name each, as in --layer rgb=rgb.layer4 --layer depth=depth.layer4"
+            )
+        if name in FIELDS:
+            raise MulticamError(f"a map cannot be called {name!r}: the file of maps keeps the {name} under that name")
+        path, _, pick = address.partition(":")
+        named[name] = Layer.of(Layer(path, pick=pick or None))
+    for text in grids:
+        name, _, grid = text.rpartition("=")
+        if name not in named:
+            raise unknown("layer called", name, named)
+        named[name] = replace(named[name], reshape=read_grid(grid))
+    return {name or unnamed: layer for name, layer in named.items()}
+
+
+def read_grid(text: str) -> Reshape:
+    """The reshape that a grid means: `14x14`, `14x14+1` behind a prefix, `14x14@197` inside a longer sequence, or a word.
+
+    Raises:
+        MulticamError: If it is none of `GRIDS`.
+
+    Example:
+        >>> read_grid("14x14+1") == tokens(14, 14, prefix=1)
+        True
+    """
+    words: dict[str, Reshape] = {"channels-last": channels_last, "as-it-is": as_it_is}
+    if text in words:
+        return words[text]
+    found = re.fullmatch(r"(\d+(?:x\d+)*)(?:\+(\d+)|@(\d+))?(,sequence-first)?", text)
+    if found is None:
+        raise unknown("grid", text, GRIDS)
+    grid = [int(side) for side in found[1].split("x")]
+    part = slice(int(found[3]), int(found[3]) + prod(grid)) if found[3] else None
+    return tokens(*grid, prefix=int(found[2] or 0), part=part, sequence_first=bool(found[4]))
+
+
+def read_method(text: str) -> type[CAM]:
+    """The method of that name, whatever its case and hyphens.
+
+    Raises:
+        MulticamError: If there is none.
+
+    Example:
+        >>> read_method("grad-cam++").__name__
+        'GradCAMPlusPlus'
+    """
+    public = [value for value in vars(multicam).values() if isinstance(value, type) and issubclass(value, CAM)]
+    methods = {method.__name__.lower(): method for method in public if not isabstract(method)}
+    plain = re.sub(r"[-_ ]", "", text.lower()).replace("++", "plusplus")
+    if plain not in methods:
+        raise unknown("method", plain, methods)
+    return methods[plain]
+
+
+def read_target(text: str) -> Target:
+    """The target that a word means, or the function at `MODULE:FUNC`.
+
+    Raises:
+        MulticamError: If it is neither of `TARGETS` nor a function that exists.
+
+    Example:
+        >>> read_target("3"), read_target("prob:3,1")
+        (ClassScore(index=3), Probability(index=(3, 1)))
+    """
+    words: dict[str, Target] = {
+        "top": TopClass(),
+        "binary": Binary(),
+        "binary:no": Binary(positive=False),
+        "regression": Regression(),
+    }
+    if text in words:
+        return words[text]
+    word, _, rest = text.partition(":")
+    if re.fullmatch(r"-?\d+(,-?\d+)*", rest or word):
+        numbers = [int(number) for number in (rest or word).split(",")]
+        classes = numbers[0] if len(numbers) == 1 else numbers
+        match word:
+            case "prob":
+                return Probability(classes)
+            case "contrast":
+                return Contrast(numbers[0], *numbers[1:])
+            case "regression" if len(numbers) == 1:
+                return Regression(numbers[0])
+            case _ if not rest:
+                return ClassScore(classes)
+    elif rest.isidentifier() and word not in ("top", "prob", "contrast", "binary", "regression"):
+        function: Target = find_object(text)
+        return function
+    raise unknown("target", text, TARGETS)
+
+
+def read_output(text: str) -> str | int:
+    """A path in the output: `logits`, `heads.0`, or a position such as `1` or `-1`."""
+    return int(text) if re.fullmatch(r"-?\d+", text) else text
