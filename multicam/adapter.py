@@ -137,8 +137,8 @@ class PackedModel(nn.Module):
         seen = tap.reshape(source)
         # Looked up anew on every pass, because AblationCAM exchanges the module in the list.
         passed = self.taps[i](seen if seen.dtype == torch.float64 else seen.float())
+        onward: Tensor = passed.to(x.dtype).clone()
         if tap.reshape is as_it_is:
-            return passed.to(x.dtype).clone()
+            return onward
         where = positions(tap.reshape, x)
-        flat: Tensor = source.flatten().scatter(0, where.flatten(), passed.to(x.dtype).flatten())
-        return flat.reshape(x.shape)
+        return source.flatten().scatter(0, where.flatten(), onward.flatten()).reshape(x.shape)
