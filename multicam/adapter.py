@@ -64,6 +64,7 @@ class PackedModel(nn.Module):
         self.model = unwrapped(model)
         self.inputs = Inputs.of(example_inputs).bind(self.model)
         self.spec = Spec.of(self.inputs)
+        self._packed = self.spec.pack(self.inputs)
         several = [] if layers is None else [layers] if isinstance(layers, str | nn.Module | Layer) else list(layers)
         self.output = output
         self.taps = nn.ModuleList(nn.Identity() for _ in several)
@@ -79,39 +80,51 @@ class PackedModel(nn.Module):
         bound = Inputs.of(inputs).bind(self.model)
         packed = self.spec.pack(bound)
         self.inputs = bound
+        self._packed = packed
         return packed
 
     def unpack(self, packed: Float[Tensor, "b c h w"]) -> Inputs:
         """The call of the model that a packed tensor stands for, held leaves included.
 
+        Tools repeat samples as they like. Where held leaves differ between samples, each row must therefore be one of
+        the rows that were packed, unchanged, to tell whose leaves belong to it.
+
         Raises:
-            MulticamError: If the batch is not the one that was packed and held leaves differ between samples, so that
-                nobody can tell which belongs to which row.
+            MulticamError: If that cannot be told.
         """
         held = self.inputs
         images = {slot.name for slot in self.spec.slots}
-        rows = packed.shape[0]
-        if rows != held.batch:
-            if not held.alike(*images):
-                raise MulticamError(
-                    f"the tool called the model with a batch of {rows}, but {held.batch} samples were packed and their "
-                    f"other inputs differ, so no one can tell which row is which sample: {held!r}; explain one sample "
-                    "at a time"
-                )
-            held = held.take([0] * rows)
+        if not held.alike(*images):
+            held = held.take(self._samples(packed))
+        elif packed.shape[0] != held.batch:
+            held = held.take([0] * packed.shape[0])
+        # Copies, because the model may write into what it is given, and held leaves are the user's.
+        return self.spec.unpack(packed, held.own())
 
-        def own(name: str, leaf: Any) -> Any:
-            """A copy, because the model may write into what it is given, and held leaves are the user's."""
-            return leaf.clone() if isinstance(leaf, Tensor) and name not in images else leaf
-
-        return self.spec.unpack(packed, held.map(own))
+    def _samples(self, packed: Tensor) -> list[int]:
+        """Which packed sample each row is."""
+        known = self._packed.to(packed.device)
+        if known.shape == packed.shape and torch.equal(known, packed):
+            return list(range(len(known)))
+        found = [torch.nonzero((known == row).flatten(1).all(1)).flatten().tolist() for row in packed.detach()]
+        if any(len(samples) != 1 for samples in found):
+            raise MulticamError(
+                f"the tool called the model with {len(packed)} changed rows, but the other inputs of the {len(known)} "
+                f"packed samples differ, so no one can tell which belong to which row: {self.inputs!r}; explain one "
+                "sample at a time"
+            )
+        return [samples[0] for samples in found]
 
     def maps(self, canvas_map: Any) -> dict[str, Tensor]:
         """A tool's map on the canvas `(b h w)`, at each input's own size: name -> `(b h w)`."""
         return self.spec.maps(canvas_map)
 
     def forward(self, packed: Float[Tensor, "b c h w"]) -> Any:
-        """What the model returns for the packed inputs, bit for bit (the part that `output` names)."""
+        """What the model returns for the packed inputs, bit for bit (the part that `output` names).
+
+        PyTorch chooses some kernels by whether weights want gradients, which they do not here: compare with the model
+        under `torch.no_grad()`.
+        """
         if not isinstance(packed, Tensor):
             raise MulticamError(f"a PackedModel takes packed.pack(inputs), one tensor, not a {type(packed).__name__}")
         if not self.taps and torch.is_grad_enabled() and not packed.requires_grad:

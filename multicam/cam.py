@@ -273,7 +273,7 @@ def _laid(grid_map: Float[Tensor, "b *grid"], site: Site) -> Tensor:
     name, said = _input_of(site, inputs)
     if name is None:
         return grid_map
-    size = _spatial_size(inputs.leaves[name], grid_map.ndim - 1)
+    size = _spatial_size(inputs.leaves[name], tuple(grid_map.shape[1:]))
     if size is None:
         if not said:
             return grid_map
@@ -298,8 +298,9 @@ def _input_of(site: Site, inputs: Inputs) -> tuple[str | None, bool]:
     return (tensors[0], False) if len(tensors) == 1 else (None, False)
 
 
-def _spatial_size(leaf: Any, axes: int) -> tuple[int, ...] | None:
-    """The size of an input along the axes of a map with that many."""
+def _spatial_size(leaf: Any, grid: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The size of an input along the axes of a map with this grid."""
+    axes = len(grid)
     if not isinstance(leaf, Tensor) or not 1 <= axes <= 3 or leaf.ndim < axes + 1:
         return None
     shape = tuple(leaf.shape)
@@ -309,6 +310,8 @@ def _spatial_size(leaf: Any, axes: int) -> tuple[int, ...] | None:
         # Clips come as (b c t h w) and as (b t c h w); colour tells which axis is which.
         frames_first = shape[2] in (1, 3) and shape[1] not in (1, 3)
         return (shape[1], *shape[3:]) if frames_first else shape[2:]
+    if axes == 1 and leaf.ndim == 3 and grid[0] == shape[1] != shape[2]:
+        return shape[1:2]  # features (b n c), one cell for each
     return shape[-axes:] if leaf.ndim <= axes + 2 else None
 
 

@@ -198,23 +198,34 @@ def inputs_of_crops(crops: Float[Tensor, "b 3 128 128"]) -> dict[str, Tensor]:
     """The three inputs of crops with values 0..255.
 
     - `rgb`: the crop, smoothed, at half its size, in -1..1.
-    - `frequency`: spectral lines. Of each block of 8 x 8 pixels the log magnitude of its DCT, less the mean over the
-      neighbours in the frequency plane: what stands out of the smooth spectrum of a photo. One channel a frequency.
-    - `texture`: log energy of a band of fine detail, the difference of two blurs of the luma. Both of them wipe out a
-      lattice of period 2, and luma is blind to edits of chroma.
+    - `frequency`: spectral lines. Of each block of 8 x 8 pixels, how far the log magnitude of each DCT coefficient
+      rises above all its neighbours in the frequency plane; one channel a frequency. Periods make lines, noise none.
+    - `texture`: mean log energy of fine diagonal detail, `x(i-1, j-1) - x(i-1, j+1) - x(i+1, j-1) + x(i+1, j+1)`: the
+      detail of photos is sparse, grain is dense. No lattice of period 2 passes this filter, and luma is blind to edits
+      of chroma.
     """
-    luma = grey(crops / 255) * 255
-    # Ten grey levels are the floor: without one, the logarithm would make the noise of each block into lines.
-    magnitude = 2 * (dct(luma / 255, block=8) * 25.5).abs().log1p()
+    luma = grey(crops / 255)
+    # Coefficients below one grey level are rounding, and would make lines at random.
+    magnitude = ((dct(luma, block=8) * 255).abs() + 1).log()
     spectra = rearrange(magnitude, "b 1 (h u) (w v) -> (b h w) 1 u v", u=8, v=8)
-    lines = spectra - F.avg_pool2d(spectra, 3, stride=1, padding=1, count_include_pad=False)
-    smooth = blurred(luma)
-    energy = F.avg_pool2d((smooth - blurred(blurred(smooth))).square(), 4)
+    lines = (spectra - _strongest_neighbour(spectra)).relu()
+    detail = _difference(_difference(luma * 255, axis=2), axis=3) / 2
     return {
         "rgb": F.avg_pool2d(blurred(crops), 2) / 127.5 - 1,
         "frequency": rearrange(lines, "(b h w) 1 u v -> b (u v) h w", h=16, w=16).contiguous(),
-        "texture": (energy + 0.1).log() / 2.5 - 0.4,
+        "texture": F.avg_pool2d(detail.square().log1p(), 4) / 3,
     }
+
+
+def _strongest_neighbour(x: Float[Tensor, "b 1 u v"]) -> Float[Tensor, "b 1 u v"]:
+    around = F.unfold(F.pad(x, (1, 1, 1, 1), value=-1e9), 3).view(len(x), 9, *x.shape[2:])
+    return torch.cat([around[:, :4], around[:, 5:]], dim=1).amax(1, keepdim=True)
+
+
+def _difference(x: Float[Tensor, "b 1 h w"], axis: int) -> Float[Tensor, "b 1 h w"]:
+    """Each pixel's next but one, less it, along one axis; mirrored at the border."""
+    padded = F.pad(x, (1, 1, 0, 0) if axis == 3 else (0, 0, 1, 1), mode="reflect")
+    return padded.narrow(axis, 2, x.shape[axis]) - padded.narrow(axis, 0, x.shape[axis])
 
 
 def blurred(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -274,7 +285,7 @@ def add_lattice(generator: Generator, crops: Float[Tensor, "b 3 h w"]) -> Float[
 def add_grain(generator: Generator, crops: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     """The edit of texture: fine grain on the luma."""
     noise = torch.randn(len(crops), 1, SIDE, SIDE, generator=generator)
-    return crops + (noise - blurred(noise)) * uniform(generator, len(crops), 9.0, 16.0)
+    return crops + (noise - blurred(noise)) * uniform(generator, len(crops), 12.0, 20.0)
 
 
 Edit = Callable[[Generator, Float[Tensor, "b 3 h w"]], Float[Tensor, "b 3 h w"]]

@@ -194,6 +194,10 @@ class Inputs:
 
         return self.map(taken)
 
+    def own(self) -> "Inputs":
+        """The same call with tensors that a model may write into, that carry no gradient and are no inference tensors."""
+        return self.map(lambda name, leaf: _own(leaf) if isinstance(leaf, Tensor) else leaf)
+
     def alike(self, *but: str) -> bool:
         """Whether all samples have the same content in every tensor other than these."""
         skip = {self.name(name) for name in (*but, *self._constant)}
@@ -245,6 +249,17 @@ def is_image(leaf: Any) -> bool:
         and leaf.numel() > 0
         and (leaf.is_floating_point() or leaf.is_complex() or leaf.dtype in PACKABLE_INTEGERS)
     )
+
+
+def _own(x: Tensor) -> Tensor:
+    """A copy of a tensor, made only when somebody writes to either: whole inputs are not held twice in memory."""
+    if x.is_inference():  # it would stay one, and cannot be saved for a backward pass
+        return x.detach().clone()
+    try:
+        lazy: Tensor = torch._lazy_clone(x.detach())
+    except (AttributeError, RuntimeError):  # memory that is not torch's own, such as a NumPy array's
+        return x.detach().clone()
+    return lazy
 
 
 def _renamed(name: str, names: Mapping[str, str]) -> str:

@@ -1,22 +1,31 @@
 """Addresses of activations, and the hooks that watch them during one forward pass."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from multicam.errors import MulticamError, unknown
-from multicam.reshape import Evidence, Grid, Reshape, find_reshape
+from multicam.reshape import Evidence, Grid, Reshape, Scope, find_reshape
 from multicam.tree import leaves, rebuild, resolve
 
-# Parameters that hold tokens put in front of the patch tokens, as timm, torchvision and transformers name them.
+# Parameters that hold tokens put in front of the patch tokens, and those that hold learned queries, as timm, torchvision
+# and transformers name them.
 TOKEN_PARAMETERS = ("cls_token", "class_token", "class_embedding", "dist_token", "distillation_token", "reg_token",
                     "register_token", "cls_embedding")  # fmt: skip
+QUERY_PARAMETERS = ("query", "queries", "latent", "prompt", "slot")
+# Attributes that say how many channels a module returns: on the second axis, and on the last.
+WIDTHS = {"channel": ("out_channels", "num_features", "num_channels"), "feature": ("out_features", "embed_dim")}
+GRID_MODULES = (
+    nn.modules.conv._ConvNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,
+)  # fmt: skip
+T = TypeVar("T", int, Grid)
 
 
 @dataclass(frozen=True)
@@ -194,7 +203,7 @@ class Taps:
             return receive(i, tap, x)
 
         with ExitStack() as hooks:
-            grids = hooks.enter_context(self.convolution_grids())
+            grids = hooks.enter_context(self.watch_grids())
             for module in {id(tap.module): tap.module for tap in taps}.values():
                 hooks.enter_context(module.register_forward_hook(tapped))
             yield taps
@@ -202,17 +211,21 @@ class Taps:
             self._check_calls(tap)
 
     @contextmanager
-    def convolution_grids(self) -> Iterator[list[tuple[str, Grid]]]:
-        """The grid that each convolution returns during the block, by its path."""
+    def watch_grids(self) -> Iterator[list[tuple[str, Grid]]]:
+        """The grid that each convolution and pooling returns during the block, by its path."""
         grids: list[tuple[str, Grid]] = []
 
-        def convolved(path: str) -> Callable[[nn.Module, Any, Any], None]:
-            return lambda module, _, output: grids.append((path, tuple(output.shape[2:])))
+        def returned(path: str) -> Callable[[nn.Module, Any, Any], None]:
+            def note(module: nn.Module, _: Any, output: Any) -> None:
+                if isinstance(output, Tensor):
+                    grids.append((path, tuple(output.shape[2:])))
+
+            return note
 
         with ExitStack() as hooks:
             for path, module in self.paths.items():
-                if isinstance(module, nn.modules.conv._ConvNd):
-                    hooks.enter_context(module.register_forward_hook(convolved(path)))
+                if isinstance(module, GRID_MODULES):
+                    hooks.enter_context(module.register_forward_hook(returned(path)))
             yield grids
 
     def _path(self, layer: Layer) -> str:
@@ -230,27 +243,46 @@ class Taps:
     def _kind(self) -> str:
         return type(self.model).__name__
 
-    def evidence(self, tap: Tap, batch: int, grids: list[tuple[str, Grid]]) -> Evidence:
-        """What is known about a layer's output, given the grids of the convolutions that ran before it."""
-        around = [".".join(tap.path.split(".")[:depth]) for depth in range(tap.path.count("."), -1, -1)]
-        near = tuple(
-            (frozenset(grid for path, grid in grids if _inside(path, scope)), self._extra_tokens(scope))
-            for scope in around
-        )
+    def evidence(self, tap: Tap, batch: int, grids: Sequence[tuple[str, Grid]]) -> Evidence:
+        """What is known about a layer's output, given the grids that were returned before it."""
+        parts = tap.path.split(".") if tap.path else []
+        around = [".".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
         attentions = [m for m in tap.module.modules() if isinstance(m, nn.MultiheadAttention)]
         sequence_first = bool(attentions) and not attentions[0].batch_first
-        return Evidence(tap.label, batch, _widths(tap.module), sequence_first, near)
+        return Evidence(tap.label, batch, sequence_first, tuple(self._scope(path, grids) for path in around))
 
-    def _extra_tokens(self, scope: str) -> frozenset[int]:
-        """How many tokens may stand in front of a grid: none, one parameter's, or those of all parameters together."""
-        counts = [
-            parameter.numel() // parameter.shape[-1]
-            for path, module in self.paths.items()
-            if _inside(path, scope)
-            for name, parameter in module.named_parameters(recurse=False)
-            if name.startswith(TOKEN_PARAMETERS) and parameter.ndim
-        ]
-        return frozenset({0, sum(counts), *counts})
+    def _scope(self, scope: str, grids: Sequence[tuple[str, Grid]]) -> Scope:
+        def inside(facts: Iterable[tuple[str, T]]) -> frozenset[T]:
+            return frozenset(fact for path, fact in facts if not scope or path == scope or path.startswith(scope + "."))
+
+        extras = [rows for path, rows in self._facts["token"] if inside([(path, rows)])]
+        return Scope(
+            inside(self._facts["channel"]),
+            inside(self._facts["feature"]),
+            inside(grids),
+            frozenset({0, sum(extras), *extras}),
+            inside(self._facts["query"]),
+        )
+
+    @cached_property
+    def _facts(self) -> dict[str, list[tuple[str, int]]]:
+        """The widths, class tokens and learned queries of all modules, each with the module's path."""
+        facts: dict[str, list[tuple[str, int]]] = {"channel": [], "feature": [], "token": [], "query": []}
+        for path, module in self.paths.items():
+            for kind, names in WIDTHS.items():
+                facts[kind] += [(path, w) for name in names if isinstance(w := getattr(module, name, None), int)]
+            if isinstance(module, nn.LayerNorm):
+                facts["feature"].append((path, module.normalized_shape[-1]))
+            own = {name: p for name, p in module.named_parameters(recurse=False) if p.ndim}
+            if isinstance(module, nn.Embedding):  # called by what it embeds
+                own = {path.rpartition(".")[2]: p for p in own.values()}
+            for name, parameter in own.items():
+                rows = parameter.numel() // parameter.shape[-1] if parameter.numel() else 0
+                if name.startswith(TOKEN_PARAMETERS):
+                    facts["token"].append((path, rows))
+                if any(word in name for word in QUERY_PARAMETERS):
+                    facts["query"].append((path, rows))
+        return facts
 
     def _check_calls(self, tap: Tap) -> None:
         if tap.calls == 0:
@@ -272,20 +304,3 @@ class Taps:
             raise MulticamError(
                 f"layer {tap.label!r} does not exist: {tap.path!r} is called {tap.calls} times, counted from 0"
             )
-
-
-def _inside(path: str, scope: str) -> bool:
-    return not scope or path == scope or path.startswith(scope + ".")
-
-
-def _widths(module: nn.Module) -> frozenset[int]:
-    """The channel counts that a module's parts are made for."""
-    found = set()
-    for part in module.modules():
-        if isinstance(part, nn.LayerNorm):
-            found.add(part.normalized_shape[-1])
-        for name in ("out_channels", "out_features", "num_features", "num_channels", "embed_dim"):
-            width = getattr(part, name, None)
-            if isinstance(width, int):
-                found.add(width)
-    return frozenset(found)

@@ -122,30 +122,46 @@ def positions(reshape: Reshape, x: Shaped[Tensor, "..."]) -> Int[Tensor, "..."]:
 
 
 @dataclass(frozen=True)
+class Scope:
+    """What a module and all inside it prove about the outputs of its parts.
+
+    Attributes:
+        channels: The channel counts of its convolutions and batch norms, whose outputs are `(b c *grid)`.
+        features: The channel counts of its linear layers and layer norms, whose outputs are `(… c)`.
+        grids: The grids that its convolutions and poolings returned so far.
+        extras: How many tokens its class and register parameters may put in front of a grid.
+        queries: How many learned queries it may hold, which are no grid whatever their number.
+    """
+
+    channels: frozenset[int]
+    features: frozenset[int]
+    grids: frozenset[Grid]
+    extras: frozenset[int]
+    queries: frozenset[int]
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What one forward pass and the modules themselves prove about a layer's output.
 
     Attributes:
         layer: The layer's path.
         batch: How many samples the model was given.
-        widths: The channel counts that the layer's own parameters have.
         sequence_first: Whether the layer is known to return `(n b c)`.
-        grids: For each enclosing module from the nearest outwards: the grids that its convolutions returned, and the
-            numbers of extra tokens that its class and register parameters allow.
+        scopes: The layer itself and the modules around it, from the inside out.
     """
 
     layer: str
     batch: int
-    widths: frozenset[int]
     sequence_first: bool
-    grids: tuple[tuple[frozenset[Grid], frozenset[int]], ...]
+    scopes: tuple[Scope, ...]
 
 
 def find_reshape(x: Float[Tensor, "..."], evidence: Evidence) -> Reshape:
     """The reshape that the evidence proves for a layer's output.
 
-    A `(b c *grid)` output is taken as it is, a channels-last one is recognised by the width of the layer's own
-    parameters, and tokens get the only grid that a convolution of the same branch proves.
+    The widths of the nearest modules tell `(b c *grid)` from channels-last, and a token sequence gets the only grid that
+    a convolution or pooling of the same branch proves. Where no width occurs, more than three axes are `(b c *grid)`.
 
     Raises:
         MulticamError: If nothing is proved; the message says what to pass.
@@ -163,24 +179,56 @@ def find_reshape(x: Float[Tensor, "..."], evidence: Evidence) -> Reshape:
             "frames are stacked there, say which with reshape=stacked(index, of=count); if windows are, take a layer "
             "outside the windows, or pass a reshape of your own"
         )
-    first, last = shape[1] in evidence.widths, shape[-1] in evidence.widths
-    if len(shape) > 3:
-        return channels_last if last and not first else as_it_is
-    if not turned and first and not last:
+    last = _channels_are_last(shape, evidence.scopes)
+    if len(shape) == 3:
+        return as_it_is if last is False and not turned else _find_token_grid(shape, turned, evidence)
+    if not last:
         return as_it_is
+    grids = frozenset[Grid]().union(*(scope.grids for scope in evidence.scopes))
+    if not any(_is_halving(shape[1:-1], grid) for grid in grids):
+        raise MulticamError(
+            f"layer {layer!r} returns {shape} with its channels last, but nothing proves that {shape[1:-1]} is a grid "
+            f"(grids seen in the model: {_listed((grid, 0) for grid in grids)}); if it is, say so with "
+            "Layer(…, reshape=channels_last)"
+        )
+    return channels_last
+
+
+def _channels_are_last(shape: tuple[int, ...], scopes: tuple[Scope, ...]) -> bool | None:
+    """Whether the last axis holds the channels, by the nearest module whose widths fit one axis only; None: unknown."""
+    for scope in scopes:
+        first, last = shape[1] in scope.channels, shape[-1] in scope.features
+        if first == last:
+            both = scope.channels | scope.features
+            first, last = shape[1] in both, shape[-1] in both
+        if first != last:
+            return last
+    return None
+
+
+def _find_token_grid(shape: tuple[int, ...], turned: bool, evidence: Evidence) -> Reshape:
     count = shape[0] if turned else shape[1]
-    for grids, extras in evidence.grids:
-        fitting = {(grid, count - prod(grid)) for grid in grids if count - prod(grid) in extras}
+    returned = f"layer {evidence.layer!r} returns {shape}"
+    if any(count in scope.queries for scope in evidence.scopes):
+        raise MulticamError(f"{returned}: {count} tokens may be the model's {count} learned queries; {_say(turned)}")
+    for scope in evidence.scopes:
+        fitting = {(grid, count - prod(grid)) for grid in scope.grids if count - prod(grid) in scope.extras}
         if len(fitting) == 1:
             grid, prefix = fitting.pop()
             return tokens(*grid, prefix=prefix, sequence_first=turned)
         if fitting:
-            raise MulticamError(f"layer {layer!r} returns {count} tokens, which fit {_listed(fitting)}; {_say(turned)}")
-    known = {(grid, 0) for grids, _ in evidence.grids for grid in grids}
+            raise MulticamError(f"{returned}: {count} tokens, which fit {_listed(fitting)}; {_say(turned)}")
+    known = {(grid, 0) for scope in evidence.scopes for grid in scope.grids}
     raise MulticamError(
-        f"layer {layer!r} returns {shape}: {count} tokens whose grid nothing proves "
-        f"(grids seen in the model: {_listed(known)}); {_say(turned)}"
+        f"{returned}: {count} tokens whose grid nothing proves (grids seen in the model: {_listed(known)}); {_say(turned)}"
     )
+
+
+def _is_halving(grid: Grid, of: Grid) -> bool:
+    """Whether `grid` is `of`, or what is left of it after merging neighbours in pairs some times."""
+    while len(of) == len(grid) and max(of) > max(grid):
+        of = tuple(-(-side // 2) for side in of)
+    return grid == of
 
 
 def _say(turned: bool) -> str:

@@ -85,11 +85,12 @@ def _watch(model: nn.Module, call: Inputs, source: str | None) -> list[LayerInfo
     counts: Counter[str] = Counter()
     found: list[tuple[Tap, LayerInfo]] = []
 
-    def fresh(name: str, leaf: Any) -> Any:
-        return leaf.detach().clone().requires_grad_(name == source) if isinstance(leaf, Tensor) else leaf
+    def with_gradient(name: str, leaf: Any) -> Any:
+        # A clone, for a model that writes into its input: it may not write into a leaf that wants a gradient.
+        return leaf.requires_grad_().clone() if name == source else leaf
 
     with torch.inference_mode(False), torch.enable_grad(), undisturbed(model), ExitStack() as hooks:
-        grids = hooks.enter_context(taps.convolution_grids())
+        grids = hooks.enter_context(taps.watch_grids())
 
         def called(path: str, module: nn.Module, output: Any) -> None:
             tap = Tap(Layer(path, call=counts[path]), path, module)
@@ -112,7 +113,7 @@ def _watch(model: nn.Module, call: Inputs, source: str | None) -> list[LayerInfo
                 hooks.enter_context(
                     module.register_forward_hook(lambda m, _, output, path=path: called(path, m, output))
                 )
-        call.map(fresh).run(model)
+        call.own().map(with_gradient).run(model)
     return [info if counts[info.path] == 1 else replace(info, path=tap.label) for tap, info in found]
 
 

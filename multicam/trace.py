@@ -91,7 +91,7 @@ class Trace:
 
         with torch.inference_mode(False), torch.enable_grad(), undisturbed(self.model):
             with taps.observe(batch, record) as seen:
-                returned = self._own_inputs().run(self.model)
+                returned = self.inputs.own().run(self.model)
             output_tensor = select_output(returned, output)
             self._scores = score(self._target, output_tensor, batch)
         self._records = {name: records[i] for i, name in enumerate(layers)}
@@ -128,10 +128,6 @@ class Trace:
         del self._scores
         return {name: self._gridded(name, g) for name, g in zip(self._records, found, strict=True)}
 
-    def _own_inputs(self) -> Inputs:
-        """Inputs that the model may write into, that carry no gradient and are no inference tensors."""
-        return self.inputs.map(lambda name, leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf)
-
     def _gridded(self, name: str, x: Tensor) -> Tensor:
         tap = self._taps[name]
         assert tap.reshape is not None
@@ -154,7 +150,7 @@ class Trace:
         again = Taps(self.model, [tap.layer])
         with torch.no_grad(), undisturbed(self.model):
             with again.observe(self.inputs.batch, lambda i, t, x: x.std() + 1 - x):
-                returned = self._own_inputs().run(self.model)
+                returned = self.inputs.own().run(self.model)
             changed = score(self._target, select_output(returned, self._output_path), self.inputs.batch)
         if torch.equal(changed, self.scores):
             raise MulticamError(

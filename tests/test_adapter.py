@@ -218,10 +218,17 @@ def test_held_leaves_follow_the_batch_of_the_engine_where_that_is_certain() -> N
     two = (image.repeat(2, 1, 1, 1), torch.cat([ids, other]))
     packed = PackedModel(model, two, output="logits")
     assert torch.allclose(packed(packed.pack(two)), model(*two)["logits"])
+    # One photo with two captions: a row that shows it could be either.
     with pytest.raises(
-        MulticamError, match=r"a batch of 5, but 2 samples were packed.*ids=int64.*one sample at a time"
+        MulticamError, match=r"with 5 changed rows, but.*2 packed samples differ.*ids=int64.*one sample"
     ):
         packed(packed.pack(two)[:1].repeat(5, 1, 1, 1))
+    unlike = (torch.rand(2, 3, 8, 8), two[1])
+    packed = PackedModel(model, unlike, output="logits")
+    x, expected = packed.pack(unlike), model(*unlike)["logits"]
+    assert torch.allclose(packed(x[[1, 0, 1]]), expected[[1, 0, 1]], atol=1e-6)
+    with pytest.raises(MulticamError, match="with 2 changed rows"):
+        packed(x * 0.5)
     same = Inputs(two[0], ids.repeat(2, 1))
     packed = PackedModel(model, same, output="logits")
     assert packed(packed.pack(same)[:1].repeat(5, 1, 1, 1)).shape == (5, 3)

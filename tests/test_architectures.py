@@ -87,10 +87,10 @@ def map_of(name: str, layer: LayerLike) -> Any:
         pytest.param("crossvit", "blocks.0.fusion.1.attn", "1 tokens whose grid nothing proves", id="class token only"),
         pytest.param("crossvit", "blocks.0", r"pick='0' \(2, 37, 16\), pick='1' \(2, 5, 32\)", id="two grids"),
         pytest.param("vilt", "vilt.encoder.layer.1", "23 tokens whose grid nothing proves", id="shuffled patches"),
-        pytest.param("blip2", "qformer.encoder.layer.0.crossattention", "3 tokens whose grid", id="queries"),
+        pytest.param("blip2", "qformer.encoder.layer.0.crossattention", "3 learned queries", id="queries"),
         pytest.param("trocr", "decoder.model.decoder.layers.1.encoder_attn", "6 tokens whose grid", id="words"),
         pytest.param("clip", "vision_model.pre_layrnorm.0", "did you mean 'vision_model.pre_layrnorm'", id="typo"),
-        pytest.param("detr", "class_labels_classifier", "5 tokens whose grid nothing proves", id="boxes"),
+        pytest.param("detr", "class_labels_classifier", "5 learned queries", id="boxes"),
     ],
 )
 def test_a_layer_that_has_no_map_says_why(name: str, layer: LayerLike, message: str) -> None:
@@ -166,5 +166,3 @@ def test_tokens_out_of_their_order_are_no_grid() -> None:
     model, inputs = videomae_hidden()
     assert grid_of(model, inputs, "videomae.embeddings.patch_embeddings") == (2, 2, 2)
     assert grid_of(model, inputs, "videomae.encoder.layer.0") is None
-    # The decoder reads all visible tokens first, then all hidden ones.
-    assert grid_of(model, inputs, "decoder.decoder_layers.0") is None

@@ -452,21 +452,27 @@ def test_held_leaves_follow_a_batch_that_grows(engine: str) -> None:
     assert np.isfinite(np.asarray(found[0])).all()
 
 
-@pytest.mark.parametrize("engine", GROWING)
-def test_samples_that_differ_in_what_is_held_are_refused(engine: str) -> None:
-    inputs = captioned(2)
+@pytest.mark.parametrize("samples", [2, 16])
+@pytest.mark.parametrize("engine", [name for name in GROWING if "Score" in name])
+def test_changed_samples_that_differ_in_what_is_held_are_refused(engine: str, samples: int) -> None:
+    """The layer has 16 channels, so the rows are 16 variants of one sample: also where there are 16 captions."""
+    inputs = captioned(samples)
     packed = mc.PackedModel(seeded(Captioned), inputs, "image", output="logits")
     with pytest.raises(mc.MulticamError, match="explain one sample at a time"):
         GROWING[engine](packed, packed.pack(inputs))
 
 
-@pytest.mark.parametrize("engine", [pgc.ScoreCAM, pgc.AblationCAM])
-def test_a_batch_that_grows_to_the_packed_size_is_refused_too(engine: Any) -> None:
-    # The layer has 16 channels: the engine's rows are 16 variants of one sample, as many as there are captions.
-    inputs = captioned(16)
+@pytest.mark.parametrize("samples", [2, 16])
+def test_unchanged_samples_are_recognised_by_their_rows(samples: int) -> None:
+    """AblationCAM repeats one sample for all channels; each row finds the caption of its own sample."""
+    inputs = captioned(samples)
     packed = mc.PackedModel(seeded(Captioned), inputs, "image", output="logits")
-    with pytest.raises(mc.MulticamError, match="explain one sample at a time"):
-        with_pgc(engine)(packed, packed.pack(inputs))
+    together = with_pgc(pgc.AblationCAM)(packed, packed.pack(inputs))
+    for i in range(samples):
+        one = {name: x[i : i + 1] for name, x in inputs.items()}
+        packed = mc.PackedModel(seeded(Captioned), one, "image", output="logits")
+        alone = with_pgc(pgc.AblationCAM)(packed, packed.pack(one))
+        np.testing.assert_allclose(together[i], alone[0], atol=1e-4)
 
 
 # One input: our maps are theirs times the number of grid cells

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from multicam import MulticamError, as_it_is, channels_last, stacked, tokens
-from multicam.reshape import Evidence, find_reshape, positions
+from multicam.reshape import Evidence, Scope, find_reshape, positions
 
 SIDES = st.integers(1, 6)
 
@@ -91,26 +91,45 @@ def test_a_reshape_that_computes_is_refused(reshape: Callable[[Tensor], Tensor])
         positions(reshape, torch.rand(2, 3, 2, 2) + 1)
 
 
-def evidence(
-    widths: set[int], grids: set[tuple[int, ...]] = frozenset(), extras: set[int] = frozenset({0}), turned: bool = False
-) -> Evidence:
-    return Evidence("net", 2, frozenset(widths), turned, ((frozenset(grids), frozenset(extras)),))
+def scope(
+    channels: tuple[int, ...] = (),
+    features: tuple[int, ...] = (),
+    grids: tuple[tuple[int, ...], ...] = (),
+    extras: tuple[int, ...] = (0,),
+    queries: tuple[int, ...] = (),
+) -> Scope:
+    return Scope(frozenset(channels), frozenset(features), frozenset(grids), frozenset(extras), frozenset(queries))
+
+
+def evidence(*scopes: Scope, turned: bool = False) -> Evidence:
+    return Evidence("net", 2, turned, scopes)
+
+
+CNN = scope(channels=(16,))
+
+
+def transformer(*grids: tuple[int, ...], extras: tuple[int, ...] = (0,), queries: tuple[int, ...] = ()) -> Scope:
+    return scope(features=(16, 64), grids=grids, extras=extras, queries=queries)
 
 
 @pytest.mark.parametrize(
     ("shape", "known", "grid"),
     [
-        ((2, 16, 7, 9), evidence({16}), (16, 7, 9)),
-        ((2, 16, 7, 9), evidence(set()), (16, 7, 9)),
-        ((2, 16, 3, 7, 9), evidence({16}), (16, 3, 7, 9)),
-        ((2, 7, 9, 16), evidence({16, 64}), (16, 7, 9)),
-        ((2, 3, 7, 9, 16), evidence({16}), (16, 3, 7, 9)),
-        ((2, 16, 100), evidence({16}), (16, 100)),
-        ((2, 63, 16), evidence({16}, {(7, 9)}), (16, 7, 9)),
-        ((2, 64, 16), evidence({16}, {(7, 9)}, {0, 1}), (16, 7, 9)),
-        ((63, 2, 16), evidence({16}, {(7, 9)}), (16, 7, 9)),
-        ((2, 2, 16), evidence({16}, {(2,)}, turned=True), (16, 2)),
-        ((2, 24, 16), evidence({16}, {(2, 3, 4)}), (16, 2, 3, 4)),
+        ((2, 16, 7, 9), evidence(CNN), (16, 7, 9)),
+        ((2, 16, 7, 9), evidence(scope()), (16, 7, 9)),
+        ((2, 16, 16, 16), evidence(CNN), (16, 16, 16)),
+        ((2, 16, 3, 7, 9), evidence(CNN), (16, 3, 7, 9)),
+        ((2, 7, 9, 16), evidence(transformer((7, 9))), (16, 7, 9)),
+        ((2, 7, 9, 16), evidence(transformer((14, 17))), (16, 7, 9)),
+        ((2, 7, 9, 16), evidence(scope(), transformer((28, 36))), (16, 7, 9)),
+        ((2, 64, 64, 16), evidence(scope(), transformer((64, 64)), CNN), (16, 64, 64)),
+        ((2, 3, 7, 9, 16), evidence(transformer((3, 7, 9))), (16, 3, 7, 9)),
+        ((2, 16, 100), evidence(CNN), (16, 100)),
+        ((2, 63, 16), evidence(transformer((7, 9))), (16, 7, 9)),
+        ((2, 64, 16), evidence(transformer((7, 9), extras=(0, 1))), (16, 7, 9)),
+        ((63, 2, 16), evidence(transformer((7, 9))), (16, 7, 9)),
+        ((2, 2, 16), evidence(transformer((2,)), turned=True), (16, 2)),
+        ((2, 24, 16), evidence(transformer((2, 3, 4))), (16, 2, 3, 4)),
     ],
 )
 def test_a_grid_is_found_where_it_is_proved(shape: tuple[int, ...], known: Evidence, grid: tuple[int, ...]) -> None:
@@ -121,18 +140,24 @@ def test_a_grid_is_found_where_it_is_proved(shape: tuple[int, ...], known: Evide
 @pytest.mark.parametrize(
     ("shape", "known", "message"),
     [
-        ((2, 16), evidence({16}), r"returns \(2, 16\): it has no spatial axes left"),
+        ((2, 16), evidence(CNN), r"returns \(2, 16\): it has no spatial axes left"),
         (
             (2, 64, 16),
-            evidence({16}),
+            evidence(transformer()),
             r"64 tokens whose grid nothing proves \(grids seen in the model: none\).*tokens\(",
         ),
-        ((2, 64, 16), evidence({16}, {(7, 9)}), r"grids seen in the model: 7 x 9"),
-        ((2, 64, 16), evidence({16}, {(8, 8), (4, 16)}), r"64 tokens, which fit 4 x 16, 8 x 8"),
-        ((2, 64, 16), evidence({16}, {(8, 8), (7, 9)}, {0, 1}), r"which fit 7 x 9 \+ 1, 8 x 8"),
-        ((64, 2, 16), evidence({16}), "sequence_first=True"),
-        ((4, 16, 8, 8), evidence({16}), r"returns \(4, 16, 8, 8\) for 2 samples.*stacked\(index, of=count\)"),
-        ((32, 49, 16), evidence({16}), "folds something into the batch axis"),
+        ((2, 64, 16), evidence(transformer((7, 9))), r"grids seen in the model: 7 x 9"),
+        ((2, 64, 16), evidence(transformer((8, 8), (4, 16))), r"64 tokens, which fit 4 x 16, 8 x 8"),
+        ((2, 64, 16), evidence(transformer((8, 8), (7, 9), extras=(0, 1))), r"which fit 7 x 9 \+ 1, 8 x 8"),
+        ((2, 64, 16), evidence(transformer((8, 8), queries=(64,))), "may be the model's 64 learned queries"),
+        ((64, 2, 16), evidence(transformer()), "sequence_first=True"),
+        (
+            (2, 1, 12, 16),
+            evidence(transformer((8, 8))),
+            r"nothing proves that \(1, 12\) is a grid.*8 x 8.*channels_last",
+        ),
+        ((4, 16, 8, 8), evidence(CNN), r"returns \(4, 16, 8, 8\) for 2 samples.*stacked\(index, of=count\)"),
+        ((32, 49, 16), evidence(transformer()), "folds something into the batch axis"),
     ],
 )
 def test_nothing_is_guessed(shape: tuple[int, ...], known: Evidence, message: str) -> None:
@@ -141,9 +166,9 @@ def test_nothing_is_guessed(shape: tuple[int, ...], known: Evidence, message: st
 
 
 def test_the_nearest_module_with_a_fitting_grid_decides() -> None:
-    near, far = (frozenset({(4, 16)}), frozenset({0})), (frozenset({(4, 16), (8, 8)}), frozenset({0}))
+    known = evidence(transformer((4, 16)), transformer((4, 16), (8, 8)))
     x = torch.rand(2, 64, 16)
-    assert find_reshape(x, Evidence("depth.block", 2, frozenset({16}), False, (near, far)))(x).shape == (2, 16, 4, 16)
+    assert find_reshape(x, known)(x).shape == (2, 16, 4, 16)
 
 
 def test_a_signal_is_taken_as_it_is_when_said() -> None:
