@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from multicam.errors import MulticamError
-from multicam.inputs import Inputs
+from multicam.inputs import Inputs, frames_second
 from multicam.layers import Layer, LayerLike, unwrapped
 from multicam.maps import Maps
 from multicam.targets import OutputLike, TargetLike
@@ -307,9 +307,7 @@ def _spatial_size(leaf: Any, grid: tuple[int, ...]) -> tuple[int, ...] | None:
     if axes == 2:
         return shape[-2:]
     if axes == 3 and leaf.ndim == 5:
-        # Clips come as (b c t h w) and as (b t c h w); colour tells which axis is which.
-        frames_first = shape[2] in (1, 3) and shape[1] not in (1, 3)
-        return (shape[1], *shape[3:]) if frames_first else shape[2:]
+        return tuple(frames_second(leaf).shape[2:])
     if axes == 1 and leaf.ndim == 3 and grid[0] == shape[1] != shape[2]:
         return shape[1:2]  # features (b n c), one cell for each
     return shape[-axes:] if leaf.ndim <= axes + 2 else None

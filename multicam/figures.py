@@ -17,6 +17,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from multicam.errors import MulticamError, unknown
+from multicam.inputs import frames_second
 from multicam.maps import Maps
 from multicam.render import Colormap, colorize, overlay, peaks, to_rgb
 
@@ -217,7 +218,7 @@ def panel(
     A map whose name is no input, one that is smaller than its input and one of a spectral input are shown alone.
 
     Args:
-        inputs: Name to images `(b c h w)`, or clips `(b c t h w)`.
+        inputs: Name to images `(b c h w)`, or clips `(b c t h w)` or `(b t c h w)`.
         maps: Name to raw maps `(b h w)`, or `(b t h w)`.
         scale: See `figure`. None means shared, so that an input the model ignored looks ignored; or each, for `Maps`
             whose values are not comparable.
@@ -242,6 +243,7 @@ def panel(
         Picture(8 tiles, ...)
     """
     maps = maps if isinstance(maps, Maps) else Maps(maps)
+    inputs = {name: frames_second(image) if image.ndim == 5 else image for name, image in inputs.items()}
     names = list(dict.fromkeys([*inputs, *maps]))
     if not isinstance(regions, Mapping):
         regions = {} if regions is None else {name: regions for name in names if name not in spectral}

@@ -251,6 +251,16 @@ def is_image(leaf: Any) -> bool:
     )
 
 
+def frames_second(clip: Tensor) -> Tensor:
+    """A clip `(b c t h w)`, given as that or as `(b t c h w)`: an axis of one or three tells which one is colour.
+
+    Example:
+        >>> frames_second(torch.rand(2, 16, 3, 8, 8)).shape
+        torch.Size([2, 3, 16, 8, 8])
+    """
+    return clip.transpose(1, 2) if clip.shape[2] in (1, 3) and clip.shape[1] not in (1, 3) else clip
+
+
 def _own(x: Tensor) -> Tensor:
     """A copy of a tensor, made only when somebody writes to either: whole inputs are not held twice in memory."""
     if x.is_inference():  # it would stay one, and cannot be saved for a backward pass

@@ -79,6 +79,12 @@ def test_links_lead_to_files(page: Path) -> None:
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
+def test_the_account_of_the_house_names_every_file() -> None:
+    account = (DOCS / "explanation" / "architecture.md").read_text()
+    files = {path.name for path in (ROOT / "multicam").glob("*.py")} - {"__init__.py"}
+    assert {name for name in files if f"`{name}`" not in account} == set()
+
+
 @pytest.mark.parametrize("name", multicam.__all__)
 def test_every_public_name_is_in_the_reference(name: str) -> None:
     pages = (page.read_text() for page in (DOCS / "reference").glob("*.md"))

@@ -309,3 +309,12 @@ def test_a_panel_looks_as_approved() -> None:
     height, width = (n // 4 for n in picture.rgb.shape[:2])
     small = np.asarray(Image.fromarray(picture.rgb).resize((width, height), Image.Resampling.BOX))
     golden("panel", small, tolerance=2)
+
+
+def test_a_clip_with_frames_first_is_shown_by_its_frames() -> None:
+    clip = torch.zeros(1, 3, 8, 6, 6)
+    clip[0, :, 5] = 1
+    map = torch.zeros(1, 8, 6, 6)
+    map[0, 5, 2, 2] = 1
+    shown = [panel({"clip": x}, {"clip": map}).rgb for x in (clip, clip.transpose(1, 2))]
+    assert np.array_equal(*shown)
