@@ -28,7 +28,7 @@ class PackedModel(nn.Module):
     Args:
         model: Any module; it is not changed. It runs in evaluation mode.
         example_inputs: What it takes, see `Inputs.of`. They fix the layout, and what is held beside the packed tensor.
-        layers: The layers to tap, see `multicam.trace.Layer`.
+        layers: The layers to tap, see `multicam.layers.Layer`.
         output: Which part of the model's output the proxy returns.
 
     Attributes:

@@ -84,7 +84,7 @@ class CAM(ABC):
         saliency = self.saliency(site)
         if not torch.isfinite(saliency).all():
             raise MulticamError(
-                f"{type(self).__name__} of layer {site.name!r} is not finite: the model's activations or gradients "
+                f"{type(self).__name__} of layer {_shown(site)!r} is not finite: the model's activations or gradients "
                 "overflow or are NaN (float16 weights often do; use bfloat16 or float32)"
             )
         _warn_if_cancelled(type(self).__name__, site)
@@ -280,7 +280,7 @@ def _laid(grid_map: Float[Tensor, "b *grid"], site: Site) -> Tensor:
         leaf = inputs.leaves[name]
         given = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
         raise MulticamError(
-            f"the map of layer {site.name!r} has the grid {tuple(grid_map.shape[1:])}, which cannot be laid on input "
+            f"the map of layer {_shown(site)!r} has the grid {tuple(grid_map.shape[1:])}, which cannot be laid on input "
             f"{name!r} ({given}); name the input it belongs to with Layer(…, onto=…), or name the map otherwise to keep "
             "it on its grid"
         )
@@ -347,7 +347,12 @@ def _warn_if_negative(method: str, site: Site, saliency: Float[Tensor, "b *grid"
 
 
 def _of(method: str, site: Site, samples: Bool[Tensor, " b"]) -> str:
-    return f"the {method} map of layer {site.name!r} for {int(samples.sum())} of {len(samples)} samples"
+    return f"the {method} map of layer {_shown(site)!r} for {int(samples.sum())} of {len(samples)} samples"
+
+
+def _shown(site: Site) -> str:
+    """What the caller called the layer."""
+    return site.trace.paths[site.name] if site.name == ONLY else site.name
 
 
 def _warn(text: str) -> None:

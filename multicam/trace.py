@@ -98,6 +98,7 @@ class Trace:
         self._taps = dict(zip(layers, seen, strict=True))
         self.output = _detached(output_tensor)
         self.scores: Float[Tensor, " b"] = self._scores.detach()
+        self.paths = {name: tap.label for name, tap in self._taps.items()}
         self._acts = {name: self._gridded(name, record) for name, record in self._records.items()}
 
     @property

@@ -315,7 +315,7 @@ def test_a_map_that_is_empty_by_construction_says_why(how: str, message: str) ->
 
 def test_overflow_is_an_error_and_not_an_empty_map() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(MulticamError, match=r"HiResCAM of layer 'map' is not finite.*bfloat16"):
+    with pytest.raises(MulticamError, match=r"HiResCAM of layer '0' is not finite.*bfloat16"):
         HiResCAM(model, "0")(torch.full((1, 3, 8, 8), float("inf")), 1)
 
 
