@@ -80,7 +80,7 @@ def test_links_lead_to_files(page: Path) -> None:
 
 
 def test_the_account_of_the_house_names_every_file() -> None:
-    account = (DOCS / "explanation" / "architecture.md").read_text()
+    account = (DOCS / "architecture.md").read_text()
     files = {path.name for path in (ROOT / "multicam").glob("*.py")} - {"__init__.py"}
     assert {name for name in files if f"`{name}`" not in account} == set()
 
