@@ -24,7 +24,7 @@ html_css_files = ["style.css"]
 html_show_copyright = False
 html_copy_source = False
 
-myst_enable_extensions = ["deflist"]
+myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 
 nb_execution_mode = "cache"

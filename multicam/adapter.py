@@ -1,6 +1,6 @@
 """Any tool that knows one input tensor, on a model with several inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class PackedModel(nn.Module):
         self,
         model: nn.Module,
         example_inputs: Any,
-        layers: LayerLike | Sequence[LayerLike] | None = None,
+        layers: LayerLike | Iterable[LayerLike] | None = None,
         output: OutputLike = None,
     ) -> None:
         super().__init__()

@@ -50,6 +50,7 @@ class CAM(ABC):
         self.named = isinstance(layers, Mapping)
         self.layers = _named_layers(layers)
         self.output = output
+        self._placed: set[str] = set()
 
     @abstractmethod
     def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
@@ -91,6 +92,9 @@ class CAM(ABC):
         if not signed:
             _warn_if_negative(type(self).__name__, site, saliency)
         density = saliency * prod(saliency.shape[1:])
+        if site.name not in self._placed:
+            _refuse_wrong_call(site)
+            self._placed.add(site.name)
         return _laid(density if signed else density.relu(), site)
 
     def __repr__(self) -> str:
@@ -286,6 +290,20 @@ def _laid(grid_map: Float[Tensor, "b *grid"], site: Site) -> Tensor:
         )
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
     return F.interpolate(grid_map[:, None], size, mode=mode, align_corners=False)[:, 0]
+
+
+def _refuse_wrong_call(site: Site) -> None:
+    """Refuse to lay one call of a shared module on an input that this call does not see: calls have no names."""
+    inputs = site.trace.inputs
+    name, said = _input_of(site, inputs)
+    if name is None or not said or site.name not in site.trace.shared or site.trace.sees(site.name, name):
+        return
+    seen = [other for other in inputs.images if other != name and site.trace.sees(site.name, other)]
+    raise MulticamError(
+        f"layer {site.trace.paths[site.name]!r} does not see input {name!r}, on which its map would be laid"
+        + (f"; it sees {', '.join(map(repr, seen))}" if seen else "")
+        + "; list_layers(model, inputs) shows what each call sees"
+    )
 
 
 def _input_of(site: Site, inputs: Inputs) -> tuple[str | None, bool]:

@@ -98,6 +98,7 @@ class Trace:
         self._taps = dict(zip(layers, seen, strict=True))
         self.output = _detached(output_tensor)
         self.scores: Float[Tensor, " b"] = self._scores.detach()
+        self.shared = {name for name, tap in self._taps.items() if tap.calls > 1}
         self.paths = {name: tap.label for name, tap in self._taps.items()}
         self._acts = {name: self._gridded(name, record) for name, record in self._records.items()}
 
@@ -110,6 +111,25 @@ class Trace:
     def __repr__(self) -> str:
         layers = ", ".join(f"{name}={tuple(acts.shape)}" for name, acts in self._acts.items())
         return f"Trace({type(self.model).__name__}, {self.inputs!r}, {layers})"
+
+    def sees(self, name: str, input: str) -> bool:
+        """Whether a layer's output changes with an input; runs the model once more, with this input changed."""
+        kept: list[Tensor] = []
+
+        def keep(i: int, tap: Tap, x: Tensor) -> Tensor:
+            kept.append(x.detach().clone())
+            return x
+
+        def changed(path: str, leaf: Any) -> Any:
+            if path != input:
+                return leaf
+            return 1 - 2 * leaf if leaf.is_floating_point() or leaf.is_complex() else leaf.flip(-1)
+
+        with torch.no_grad(), undisturbed(self.model):
+            taps = Taps(self.model, [self._taps[name].layer])
+            with taps.observe(self.inputs.batch, keep):
+                self.inputs.map(changed).own().run(self.model)
+        return not torch.equal(kept[0], self._records[name])
 
     @cached_property
     def grads(self) -> dict[str, Float[Tensor, "b c *grid"]]:

@@ -74,6 +74,22 @@ def test_a_shared_layer_wants_to_know_which_call() -> None:
     assert torch.allclose(both["before"], -swapped["after"], atol=1e-6)
 
 
+def test_a_call_is_not_laid_on_an_input_that_it_does_not_see() -> None:
+    """Which call sees which date depends on how forward is written: `encoder(after) - encoder(before)` swaps them."""
+    model, inputs = seeded(Siamese), {"before": X, "after": X.flip(-1)}
+    with pytest.raises(MulticamError, match=r"'encoder#0' does not see input 'after'.*it sees 'before'"):
+        HiResCAM(model, {"before": "encoder#0", "after": "encoder#0"})(inputs, 1, signed=True)
+    with pytest.raises(MulticamError, match=r"'encoder#1' does not see input 'before'.*it sees 'after'"):
+        HiResCAM(model, Layer("encoder#1", onto="before"))(inputs, 1, signed=True)
+    runs = []
+    model.head.register_forward_hook(lambda m, i, o: runs.append(1))
+    cam = HiResCAM(model, {"before": "encoder#0", "after": "encoder#1"})
+    cam(inputs, 1, signed=True)
+    assert len(runs) == 3
+    cam(inputs, 1, signed=True)
+    assert len(runs) == 4  # once sure, it asks no more
+
+
 def test_a_layer_that_is_never_called_names_those_that_are() -> None:
     class Bypassed(nn.Module):
         def __init__(self) -> None:
