@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from multicam.errors import MulticamError
 from multicam.inputs import Inputs, frames_second
-from multicam.layers import Layer, LayerLike, unwrapped
+from multicam.layers import Layer, LayerLike, Taps, unwrapped
 from multicam.maps import Maps
+from multicam.reshape import Tokens
 from multicam.targets import OutputLike, TargetLike
 from multicam.trace import Site, Trace
 
 LayersLike = LayerLike | Mapping[str, LayerLike]
 
-ONLY = "map"  # the name inside of a single, unnamed layer
+ONLY = ""  # the name inside of a single, unnamed layer, which no input can have
 
 
 class CAM(ABC):
@@ -49,6 +50,7 @@ class CAM(ABC):
         self.model = unwrapped(model)
         self.named = isinstance(layers, Mapping)
         self.layers = _named_layers(layers)
+        Taps(self.model, list(self.layers.values()))  # refuses layers that do not exist
         self.output = output
         self._placed: set[str] = set()
 
@@ -93,7 +95,7 @@ class CAM(ABC):
             _warn_if_negative(type(self).__name__, site, saliency)
         density = saliency * prod(saliency.shape[1:])
         if site.name not in self._placed:
-            _refuse_wrong_call(site)
+            _refuse_unseen(site)
             self._placed.add(site.name)
         return _laid(density if signed else density.relu(), site)
 
@@ -244,6 +246,10 @@ def explain_methods(
         >>> explain_methods(model, torch.rand(2, 3, 16, 16), "1", [GradCAM, HiResCAM]).keys()
         dict_keys(['GradCAM', 'HiResCAM'])
     """
+    methods = list(methods)
+    for method in methods:
+        if not (isinstance(method, type) and issubclass(method, CAM)):
+            raise MulticamError(f"methods are classes such as GradCAM, not {method!r}")
     trace = Trace(unwrapped(model), inputs, _named_layers(layers), target, output)
     maps = {method.__name__: method(model, layers, output=output).maps(trace, signed=signed) for method in methods}
     return dict(maps) if isinstance(layers, Mapping) else {name: named[ONLY] for name, named in maps.items()}
@@ -277,7 +283,7 @@ def _laid(grid_map: Float[Tensor, "b *grid"], site: Site) -> Tensor:
     name, said = _input_of(site, inputs)
     if name is None:
         return grid_map
-    size = _spatial_size(inputs.leaves[name], tuple(grid_map.shape[1:]))
+    size = _spatial_size(inputs.leaves[name], tuple(grid_map.shape[1:]), isinstance(site.layer.reshape, Tokens))
     if size is None:
         if not said:
             return grid_map
@@ -292,11 +298,16 @@ def _laid(grid_map: Float[Tensor, "b *grid"], site: Site) -> Tensor:
     return F.interpolate(grid_map[:, None], size, mode=mode, align_corners=False)[:, 0]
 
 
-def _refuse_wrong_call(site: Site) -> None:
-    """Refuse to lay one call of a shared module on an input that this call does not see: calls have no names."""
+def _refuse_unseen(site: Site) -> None:
+    """Refuse to lay a map on an input that its layer does not see.
+
+    This takes another pass, so it is done where nobody named the input, and for the calls of a shared module, whose
+    numbers do not tell what they see.
+    """
     inputs = site.trace.inputs
     name, said = _input_of(site, inputs)
-    if name is None or not said or site.name not in site.trace.shared or site.trace.sees(site.name, name):
+    doubtful = site.name in site.trace.shared or not said
+    if name is None or len(inputs.leaves) == 1 or not doubtful or site.trace.sees(site.name, name):
         return
     seen = [other for other in inputs.images if other != name and site.trace.sees(site.name, other)]
     raise MulticamError(
@@ -310,13 +321,13 @@ def _input_of(site: Site, inputs: Inputs) -> tuple[str | None, bool]:
     """The input that a map is laid on, and whether the caller said so."""
     if site.layer.onto is not None:
         return inputs.name(site.layer.onto), True
-    if any(leaf == site.name or leaf.endswith(f".{site.name}") for leaf in inputs.leaves):
+    if site.name != ONLY and any(f".{leaf}".endswith(f".{site.name}") for leaf in inputs.leaves):
         return inputs.name(site.name), True
     tensors = list(inputs.images) or [name for name, leaf in inputs.leaves.items() if isinstance(leaf, Tensor)]
     return (tensors[0], False) if len(tensors) == 1 else (None, False)
 
 
-def _spatial_size(leaf: Any, grid: tuple[int, ...]) -> tuple[int, ...] | None:
+def _spatial_size(leaf: Any, grid: tuple[int, ...], tokens: bool) -> tuple[int, ...] | None:
     """The size of an input along the axes of a map with this grid."""
     axes = len(grid)
     if not isinstance(leaf, Tensor) or not 1 <= axes <= 3 or leaf.ndim < axes + 1:
@@ -325,8 +336,8 @@ def _spatial_size(leaf: Any, grid: tuple[int, ...]) -> tuple[int, ...] | None:
     if axes == 2:
         return shape[-2:]
     if axes == 3 and leaf.ndim == 5:
-        return tuple(frames_second(leaf).shape[2:])
-    if axes == 1 and leaf.ndim == 3 and grid[0] == shape[1] != shape[2]:
+        return tuple(frames_second(leaf, grid[0]).shape[2:])
+    if tokens and leaf.ndim == 3 and grid == shape[1:2]:
         return shape[1:2]  # features (b n c), one cell for each
     return shape[-axes:] if leaf.ndim <= axes + 2 else None
 

@@ -76,7 +76,7 @@ class EditDetector(nn.Module):
 
     Example:
         >>> model = EditDetector().eval()
-        >>> model(torch.zeros(2, 3, 64, 64), torch.zeros(2, 64, 16, 16), torch.zeros(2, 1, 32, 32)).shape
+        >>> model(torch.zeros(2, 3, 64, 64), torch.zeros(2, 64, 16, 16), torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 3])
     """
 
@@ -85,7 +85,7 @@ class EditDetector(nn.Module):
         self.opponent = nn.Conv2d(3, 3, 1, bias=False)
         self.rgb_branch = nn.Sequential(_block(3, 24, 2), _block(24, 32), _block(32, width, 2), _block(width, width))
         self.frequency_branch = nn.Sequential(_block(64, width, kernel=1), _block(width, width))
-        self.texture_branch = nn.Sequential(_block(1, 24), _block(24, width, 2), _block(width, width))
+        self.texture_branch = nn.Sequential(_block(3, 24), _block(24, width, 2), _block(width, width))
         self.position = nn.Parameter(_waves(width))
         self.frequency_attention = nn.MultiheadAttention(width, 2, batch_first=True)
         self.texture_attention = nn.MultiheadAttention(width, 2, batch_first=True)
@@ -98,7 +98,7 @@ class EditDetector(nn.Module):
         self,
         rgb: Float[Tensor, "b 3 64 64"],
         frequency: Float[Tensor, "b 64 16 16"],
-        texture: Float[Tensor, "b 1 32 32"],
+        texture: Float[Tensor, "b 3 32 32"],
     ) -> Float[Tensor, "b 3"]:
         """The logits."""
         return self.pooled(self.votes(rgb, frequency, texture))
@@ -111,7 +111,7 @@ class EditDetector(nn.Module):
         self,
         rgb: Float[Tensor, "b 3 64 64"],
         frequency: Float[Tensor, "b 64 16 16"],
-        texture: Float[Tensor, "b 1 32 32"],
+        texture: Float[Tensor, "b 3 32 32"],
     ) -> Float[Tensor, "b 256 3"]:
         """What each of the 16 x 16 places says, before pooling: training compares it with the edited region."""
         rgb = self.rgb_branch(self.opponent(rgb)).flatten(2).mT
@@ -188,7 +188,7 @@ def inputs_of(image: np.ndarray) -> dict[str, Tensor]:
 
     Example:
         >>> {name: tuple(x.shape) for name, x in inputs_of(photo("chelsea")).items()}
-        {'rgb': (1, 3, 64, 64), 'frequency': (1, 64, 16, 16), 'texture': (1, 1, 32, 32)}
+        {'rgb': (1, 3, 64, 64), 'frequency': (1, 64, 16, 16), 'texture': (1, 3, 32, 32)}
     """
     crop = torch.from_numpy(crop_of(image).copy())
     return inputs_of_crops(rearrange(crop, "h w c -> 1 c h w").float())
@@ -200,16 +200,17 @@ def inputs_of_crops(crops: Float[Tensor, "b 3 128 128"]) -> dict[str, Tensor]:
     - `rgb`: the crop, smoothed, at half its size, in -1..1.
     - `frequency`: spectral lines. Of each block of 8 x 8 pixels, how far the log magnitude of each DCT coefficient
       rises above all its neighbours in the frequency plane; one channel a frequency. Periods make lines, noise none.
-    - `texture`: mean log energy of fine diagonal detail, `x(i-1, j-1) - x(i-1, j+1) - x(i+1, j-1) + x(i+1, j+1)`: the
-      detail of photos is sparse, grain is dense. No lattice of period 2 passes this filter, and luma is blind to edits
-      of chroma.
+    - `texture`: mean log energy of fine detail along columns, along rows and along both, that is of `(-1 0 1)` across
+      `(1 2 1) / 4`, the reverse, and across itself. The detail of photos is sparse and has directions, grain is dense
+      and has none. No lattice of period 2 passes these filters, and luma is blind to edits of chroma.
     """
     luma = grey(crops / 255)
     # Coefficients below one grey level are rounding, and would make lines at random.
     magnitude = ((dct(luma, block=8) * 255).abs() + 1).log()
     spectra = rearrange(magnitude, "b 1 (h u) (w v) -> (b h w) 1 u v", u=8, v=8)
     lines = (spectra - _strongest_neighbour(spectra)).relu()
-    detail = _difference(_difference(luma * 255, axis=2), axis=3) / 2
+    down, across = (_difference(luma * 255, axis) for axis in (2, 3))
+    detail = torch.cat([_smoothed(down, 3), _smoothed(across, 2), _difference(down, 3) / 2], dim=1)
     return {
         "rgb": F.avg_pool2d(blurred(crops), 2) / 127.5 - 1,
         "frequency": rearrange(lines, "(b h w) 1 u v -> b (u v) h w", h=16, w=16).contiguous(),
@@ -222,19 +223,28 @@ def _strongest_neighbour(x: Float[Tensor, "b 1 u v"]) -> Float[Tensor, "b 1 u v"
     return torch.cat([around[:, :4], around[:, 5:]], dim=1).amax(1, keepdim=True)
 
 
-def _difference(x: Float[Tensor, "b 1 h w"], axis: int) -> Float[Tensor, "b 1 h w"]:
-    """Each pixel's next but one, less it, along one axis; mirrored at the border."""
+def _beside(x: Float[Tensor, "b c h w"], axis: int) -> tuple[Tensor, Tensor]:
+    """The pixels before and after each one along an axis, mirrored at the border."""
+    size = x.shape[axis]
     padded = F.pad(x, (1, 1, 0, 0) if axis == 3 else (0, 0, 1, 1), mode="reflect")
-    return padded.narrow(axis, 2, x.shape[axis]) - padded.narrow(axis, 0, x.shape[axis])
+    return padded.narrow(axis, 0, size), padded.narrow(axis, 2, size)
+
+
+def _difference(x: Float[Tensor, "b c h w"], axis: int) -> Float[Tensor, "b c h w"]:
+    """`x` filtered by (-1 0 1) along an axis."""
+    before, after = _beside(x, axis)
+    return after - before
+
+
+def _smoothed(x: Float[Tensor, "b c h w"], axis: int) -> Float[Tensor, "b c h w"]:
+    """`x` filtered by (1 2 1) / 4 along an axis."""
+    before, after = _beside(x, axis)
+    return (before + 2 * x + after) / 4
 
 
 def blurred(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """`x` smoothed by the binomial filter (1 2 1) / 4 in both directions."""
-    for axis, pad in ((3, (1, 1, 0, 0)), (2, (0, 0, 1, 1))):
-        size = x.shape[axis]
-        x = F.pad(x, pad, mode="reflect")
-        x = (x.narrow(axis, 0, size) + 2 * x.narrow(axis, 1, size) + x.narrow(axis, 2, size)) / 4
-    return x
+    """`x` filtered by (1 2 1) / 4 along both axes."""
+    return _smoothed(_smoothed(x, 3), 2)
 
 
 # The edits. All of them work on crops (b 3 128 128) with values 0..255 and draw from a generator.
@@ -285,7 +295,7 @@ def add_lattice(generator: Generator, crops: Float[Tensor, "b 3 h w"]) -> Float[
 def add_grain(generator: Generator, crops: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     """The edit of texture: fine grain on the luma."""
     noise = torch.randn(len(crops), 1, SIDE, SIDE, generator=generator)
-    return crops + (noise - blurred(noise)) * uniform(generator, len(crops), 12.0, 20.0)
+    return crops + (noise - blurred(noise)) * uniform(generator, len(crops), 14.0, 22.0)
 
 
 Edit = Callable[[Generator, Float[Tensor, "b 3 h w"]], Float[Tensor, "b 3 h w"]]

@@ -36,7 +36,7 @@ from multicam.demo import (
 from multicam.maps import Maps
 from multicam.render import normalize
 
-EPOCHS, STEPS, BATCH = 8, 64, 32
+EPOCHS, STEPS, BATCH = 10, 64, 32
 FALSE_POSITIVES = 0.05  # on the unedited crops of the worst tuning photo, by which the logits are set to zero
 
 
@@ -57,7 +57,7 @@ def training_batch(
     """Crops and how much of each of 16 x 16 places was edited, by class; a third of the crops carries a given edit.
 
     What happens to photos anyway comes first, so that none of it counts as an edit: other colours, contrast, blur,
-    grain, and local changes of brightness and sharpness with the same feathered border as the edits.
+    grain, and local changes of brightness, sharpness and content with the same feathered border as the edits.
     """
     crops = []
     for choice in torch.randint(len(images), (n,), generator=generator):
@@ -99,12 +99,16 @@ def _varied(generator: Generator, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, 
 
 
 def _confounded(generator: Generator, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
-    """The crops with local changes that are none of the three edits."""
+    """The crops with local changes that are none of the three edits: of light, of focus, and of what is to be seen."""
     bright = _chosen(generator, len(x), 0.2)
     light = uniform(generator, len(bright), -40.0, 40.0)
     x[bright] = torch.lerp(x[bright], x[bright] + light, regions(generator, len(bright)))
     soft = _chosen(generator, len(x), 0.2)
     x[soft] = torch.lerp(x[soft], blurred(blurred(x[soft])), regions(generator, len(soft)))
+    rough = _chosen(generator, len(x), 0.3)
+    luma = to_ycc(x)[torch.randperm(len(x), generator=generator)[: len(rough)], :1]
+    detail = (luma - luma.mean((2, 3), keepdim=True)) * uniform(generator, len(rough), 0.3, 1.0)
+    x[rough] += detail * regions(generator, len(rough))
     return x
 
 

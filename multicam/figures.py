@@ -243,7 +243,8 @@ def panel(
         Picture(8 tiles, ...)
     """
     maps = maps if isinstance(maps, Maps) else Maps(maps)
-    inputs = {name: frames_second(image) if image.ndim == 5 else image for name, image in inputs.items()}
+    frames = {name: map.shape[1] for name, map in maps.items() if map.ndim == 4}
+    inputs = {name: frames_second(x, frames.get(name)) if x.ndim == 5 else x for name, x in inputs.items()}
     names = list(dict.fromkeys([*inputs, *maps]))
     if not isinstance(regions, Mapping):
         regions = {} if regions is None else {name: regions for name in names if name not in spectral}

@@ -71,7 +71,10 @@ class Inputs:
         Raises:
             MulticamError: If `forward` cannot be called this way.
         """
-        signature = inspect.signature(model.forward)
+        try:
+            signature = inspect.signature(model.forward)
+        except ValueError:  # a traced module has none
+            return self
         try:
             signature.bind(*self.args, **self.kwargs)
         except TypeError as error:
@@ -123,6 +126,8 @@ class Inputs:
         sizes = {name: leaf.shape[0] for name, leaf in tensors.items()}
         if not sizes:
             raise MulticamError(f"the inputs have no tensor with a batch axis: {self!r}")
+        if 0 in sizes.values():
+            raise MulticamError(f"the inputs hold no sample: {self!r}")
         if images and len(set(sizes.values())) > 1:
             shapes = ", ".join(f"{name} {tuple(leaf.shape)}" for name, leaf in images.items())
             raise MulticamError(
@@ -196,7 +201,7 @@ class Inputs:
 
     def own(self) -> "Inputs":
         """The same call with tensors that a model may write into, that carry no gradient and are no inference tensors."""
-        return self.map(lambda name, leaf: _own(leaf) if isinstance(leaf, Tensor) else leaf)
+        return self.map(lambda name, leaf: own(leaf) if isinstance(leaf, Tensor) else leaf)
 
     def alike(self, *but: str) -> bool:
         """Whether all samples have the same content in every tensor other than these."""
@@ -251,18 +256,26 @@ def is_image(leaf: Any) -> bool:
     )
 
 
-def frames_second(clip: Tensor) -> Tensor:
-    """A clip `(b c t h w)`, given as that or as `(b t c h w)`: an axis of one or three tells which one is colour.
+def frames_second(clip: Tensor, frames: int | None = None) -> Tensor:
+    """A clip `(b c t h w)`, given as that or as `(b t c h w)`.
+
+    Args:
+        clip: The clip.
+        frames: How many frames are told apart in it: they divide the axis of time. Where that does not decide, an axis of
+            one or three is colour.
 
     Example:
         >>> frames_second(torch.rand(2, 16, 3, 8, 8)).shape
         torch.Size([2, 3, 16, 8, 8])
     """
-    return clip.transpose(1, 2) if clip.shape[2] in (1, 3) and clip.shape[1] not in (1, 3) else clip
+    first, second = clip.shape[1], clip.shape[2]
+    if frames and (first % frames == 0) != (second % frames == 0):
+        return clip.transpose(1, 2) if first % frames == 0 else clip
+    return clip.transpose(1, 2) if second in (1, 3) and first not in (1, 3) else clip
 
 
-def _own(x: Tensor) -> Tensor:
-    """A copy of a tensor, made only when somebody writes to either: whole inputs are not held twice in memory."""
+def own(x: Tensor) -> Tensor:
+    """A copy of a tensor without gradient, made only when somebody writes to either: whole inputs are not held twice in memory."""
     if x.is_inference():  # it would stay one, and cannot be saved for a backward pass
         return x.detach().clone()
     try:

@@ -1,16 +1,19 @@
 """Addresses of activations, and the hooks that watch them during one forward pass."""
 
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from multicam.errors import MulticamError, unknown
+from multicam.inputs import own
 from multicam.reshape import Evidence, Grid, Reshape, Scope, find_reshape
 from multicam.tree import leaves, rebuild, resolve
 
@@ -26,6 +29,7 @@ GRID_MODULES = (
     nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,
 )  # fmt: skip
 T = TypeVar("T", int, Grid)
+LOCK = threading.RLock()  # the flags of a model are one for all threads
 
 
 @dataclass(frozen=True)
@@ -94,24 +98,42 @@ def module_paths(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients for parameters, no compiled code; all as before afterwards, the RNG too."""
-    training = {module: module.training for module in model.modules()}
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Evaluation mode, no gradients for parameters, no compiled code; all as before afterwards, buffers and RNG too.
+
+    Raises:
+        MulticamError: If the model has parameters without values, or made under `torch.inference_mode()`.
+    """
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise MulticamError(f"parameter {name} has no values yet (run the model once), so nothing can be explained")
+        if parameter.is_inference():
+            raise MulticamError(
+                f"parameter {name} was made under torch.inference_mode(), which rules out gradients; make the model outside"
+            )
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    # Importing dynamo takes seconds, and nothing is compiled before it has been imported.
-    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-    with torch.random.fork_rng(sorted(devices)), eager:
-        try:
-            for module in training:
-                module.training = False
-            for parameter in trainable:
+    with ExitStack() as stack:
+        stack.enter_context(LOCK)
+        stack.enter_context(torch.random.fork_rng(sorted(devices)))
+        if "torch._dynamo" in sys.modules:  # importing it takes seconds, and nothing is compiled before
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for module in model.modules():
+            stack.callback(setattr, module, "training", module.training)
+            module.training = False
+            for name, buffer in module._buffers.items():
+                if buffer is not None and not buffer.is_inference():
+                    stack.callback(_restore, module, name, buffer, buffer._version, own(buffer))
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                stack.callback(parameter.requires_grad_, True)
                 parameter.requires_grad_(False)
-            yield
-        finally:
-            for parameter in trainable:
-                parameter.requires_grad_(True)
-            for module, mode in training.items():
-                module.training = mode
+        yield
+
+
+def _restore(module: nn.Module, name: str, buffer: Tensor, version: int, before: Tensor) -> None:
+    module._buffers[name] = buffer
+    if buffer._version != version:
+        with torch.no_grad():
+            buffer.copy_(before)
 
 
 @dataclass
@@ -204,6 +226,9 @@ class Taps:
 
         with ExitStack() as hooks:
             grids = hooks.enter_context(self.watch_grids())
+            if taps:  # the fused path of nn.TransformerEncoder calls none of its layers
+                hooks.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+                torch.backends.mha.set_fastpath_enabled(False)
             for module in {id(tap.module): tap.module for tap in taps}.values():
                 hooks.enter_context(module.register_forward_hook(tapped))
             yield taps
@@ -247,8 +272,8 @@ class Taps:
         """What is known about a layer's output, given the grids that were returned before it."""
         parts = tap.path.split(".") if tap.path else []
         around = [".".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
-        attentions = [m for m in tap.module.modules() if isinstance(m, nn.MultiheadAttention)]
-        sequence_first = bool(attentions) and not attentions[0].batch_first
+        said = [m.batch_first for m in tap.module.modules() if isinstance(m, nn.MultiheadAttention | nn.RNNBase)]
+        sequence_first = not said[0] if said else None
         return Evidence(tap.label, batch, sequence_first, tuple(self._scope(path, grids) for path in around))
 
     def _scope(self, scope: str, grids: Sequence[tuple[str, Grid]]) -> Scope:

@@ -147,13 +147,13 @@ class Evidence:
     Attributes:
         layer: The layer's path.
         batch: How many samples the model was given.
-        sequence_first: Whether the layer is known to return `(n b c)`.
+        sequence_first: Whether the layer says that it returns `(n b c)`; None if it says nothing.
         scopes: The layer itself and the modules around it, from the inside out.
     """
 
     layer: str
     batch: int
-    sequence_first: bool
+    sequence_first: bool | None
     scopes: tuple[Scope, ...]
 
 
@@ -161,7 +161,7 @@ def find_reshape(x: Float[Tensor, "..."], evidence: Evidence) -> Reshape:
     """The reshape that the evidence proves for a layer's output.
 
     The widths of the nearest modules tell `(b c *grid)` from channels-last, and a token sequence gets the only grid that
-    a convolution or pooling of the same branch proves. Where no width occurs, more than three axes are `(b c *grid)`.
+    a convolution or pooling of the same branch proves.
 
     Raises:
         MulticamError: If nothing is proved; the message says what to pass.
@@ -172,19 +172,31 @@ def find_reshape(x: Float[Tensor, "..."], evidence: Evidence) -> Reshape:
         raise MulticamError(
             f"layer {layer!r} returns {shape}: it has no spatial axes left to lay a map on; take an earlier layer"
         )
-    turned = len(shape) == 3 and (evidence.sequence_first or (shape[0] != batch and shape[1] == batch))
+    if len(shape) == 3 and shape[0] == shape[1] == batch and evidence.sequence_first is None:
+        raise MulticamError(
+            f"layer {layer!r} returns {shape} for {batch} samples: nothing tells which of the first two axes is the batch; "
+            f"give another number of samples, or {_say(False)}"
+        )
+    turned = len(shape) == 3 and (bool(evidence.sequence_first) or (shape[0] != batch and shape[1] == batch))
     if shape[1 if turned else 0] != batch:
         raise MulticamError(
-            f"layer {layer!r} returns {shape} for {batch} samples: it folds something into the batch axis. If inputs or "
+            f"layer {layer!r} returns {shape} for {batch} samples: it folds something into the batch axis, or the "
+            "input has none (use x[None]). If inputs or "
             "frames are stacked there, say which with reshape=stacked(index, of=count); if windows are, take a layer "
             "outside the windows, or pass a reshape of your own"
         )
     last = _channels_are_last(shape, evidence.scopes)
+    grids = frozenset[Grid]().union(*(scope.grids for scope in evidence.scopes))
     if len(shape) == 3:
-        return as_it_is if last is False and not turned else _find_token_grid(shape, turned, evidence)
+        signal = last is False and not turned and any(_is_halving(shape[2:], grid) for grid in grids)
+        return as_it_is if signal else _find_token_grid(shape, turned, evidence)
+    if last is None and (shape[1] == shape[-1] or not any(_is_halving(shape[2:], grid) for grid in grids)):
+        raise MulticamError(
+            f"layer {layer!r} returns {shape}, and nothing tells whether its channels are the second axis or the last; "
+            "say so with Layer(…, reshape=as_it_is) or Layer(…, reshape=channels_last)"
+        )
     if not last:
         return as_it_is
-    grids = frozenset[Grid]().union(*(scope.grids for scope in evidence.scopes))
     if not any(_is_halving(shape[1:-1], grid) for grid in grids):
         raise MulticamError(
             f"layer {layer!r} returns {shape} with its channels last, but nothing proves that {shape[1:-1]} is a grid "

@@ -157,6 +157,8 @@ def as_target(target: TargetLike) -> Target:
     """
     if target is None:
         return TopClass()
+    if isinstance(target, type):
+        raise MulticamError(f"a target is made before it is used: {target.__name__}(…)")
     return target if callable(target) else ClassScore(target)
 
 
@@ -208,7 +210,7 @@ def _choices(output: Any) -> str:
 
 
 def _indices(index: int | Sequence[int] | Tensor) -> int | tuple[int, ...]:
-    if isinstance(index, Tensor):
+    if hasattr(index, "tolist"):  # a tensor or an array
         index = index.tolist()
     values = index if isinstance(index, Sequence) and not isinstance(index, str) else (index,)
     if not all(hasattr(value, "__index__") and not isinstance(value, bool) for value in values):

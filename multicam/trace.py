@@ -8,10 +8,12 @@ from typing import Any, NoReturn
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from multicam.errors import MulticamError
 from multicam.inputs import Inputs
 from multicam.layers import Layer, LayerLike, Tap, Taps, undisturbed, unwrapped
+from multicam.reshape import Tokens, positions
 from multicam.targets import OutputLike, Target, TargetLike, as_target, score, select_output
 from multicam.tree import rebuild
 
@@ -141,8 +143,17 @@ class Trace:
         records = list(self._records.values())
         if not self._scores.requires_grad:
             self._explain_missing(next(iter(self._records)))
-        with torch.inference_mode(False):
-            found = torch.autograd.grad(self._scores.sum(), records, allow_unused=True)
+        # Undisturbed, because checkpointed parts of a model run once more during the backward pass.
+        with torch.inference_mode(False), undisturbed(self.model):
+            try:
+                found = torch.autograd.grad(self._scores.sum(), records, allow_unused=True)
+            except (CheckpointError, RuntimeError) as error:
+                if "checkpoint" not in str(error).lower():
+                    raise
+                raise MulticamError(
+                    "the model recomputes parts of itself (torch.utils.checkpoint), which cannot be done for a layer inside "
+                    "such a part; turn it off while explaining, as with model.gradient_checkpointing_disable()"
+                ) from error
         for name, gradient in zip(self._records, found, strict=True):
             if gradient is None:
                 self._explain_missing(name)
@@ -152,6 +163,8 @@ class Trace:
     def _gridded(self, name: str, x: Tensor) -> Tensor:
         tap = self._taps[name]
         assert tap.reshape is not None
+        if tap.layer.reshape and not isinstance(tap.layer.reshape, Tokens):
+            positions(tap.layer.reshape, x.detach())  # refuses one that computes
         grid = tap.reshape(x.detach())
         if grid.ndim < 3 or grid.shape[0] != self.inputs.batch:
             raise MulticamError(

@@ -100,7 +100,8 @@ def _children(value: Any) -> Mapping[Any, Any] | None:
     if isinstance(value, MutableMapping):
         return value
     attributes = _attributes(value)
-    return attributes if any(_holds_tensor(child, (id(value),)) for child in attributes.values()) else None
+    looked_at = {id(value)}
+    return attributes if any(_holds_tensor(child, looked_at) for child in attributes.values()) else None
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -116,13 +117,14 @@ def _slots(cls: type) -> tuple[str, ...]:
     return tuple(name for name in names if not name.startswith("__"))
 
 
-def _holds_tensor(value: Any, above: tuple[int, ...]) -> bool:
+def _holds_tensor(value: Any, looked_at: set[int]) -> bool:
     if isinstance(value, Tensor):
         return True
-    if id(value) in above:
+    if id(value) in looked_at:
         return False
+    looked_at.add(id(value))
     children = (
         value if isinstance(value, Mapping) else dict(enumerate(value)) if isinstance(value, list | tuple) else None
     )
     inside = _attributes(value) if children is None else children
-    return any(_holds_tensor(child, (*above, id(value))) for child in inside.values())
+    return any(_holds_tensor(child, looked_at) for child in inside.values())

@@ -199,6 +199,13 @@ def test_clips_with_frames_first_get_their_map_on_the_frames() -> None:
     assert HiResCAM(Video(), "conv")(clip, 0, signed=True).shape == (1, 8, 12, 14)
 
 
+def test_axes_are_told_by_what_the_layer_made_of_them() -> None:
+    signal = nn.Sequential(nn.Conv1d(16, 8, 4, 4), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+    assert HiResCAM(signal, "0")(torch.rand(2, 16, 64), 1, signed=True).shape == (2, 64)
+    contrasts = nn.Sequential(nn.Conv3d(4, 8, 3, padding=1), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+    assert HiResCAM(contrasts, "0")(torch.rand(1, 4, 3, 8, 8), 1, signed=True).shape == (1, 3, 8, 8)
+
+
 def test_negative_evidence_is_cut_unless_signed() -> None:
     model, inputs = seeded(Fusion), fusion_inputs()
     signed = HiResCAM(model, {"grid": "rgb"})(inputs, 1, signed=True)["grid"]

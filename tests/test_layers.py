@@ -201,3 +201,64 @@ def test_two_branches_with_different_grids_are_told_apart() -> None:
     maps = Trace(Two().eval(), inputs, {"l": "left.block", "r": "right.block"}, 1).sites
     assert maps["l"].acts.shape == (1, 8, 4, 4)
     assert maps["r"].acts.shape == (1, 8, 2, 7)
+
+
+def test_words_do_not_get_the_grid_of_the_photo() -> None:
+    """64 words beside a photo with an 8 x 8 grid."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image, self.embed = nn.Conv2d(3, 16, 8, 8), nn.Embedding(50, 32)
+            self.text = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+            self.head = nn.Linear(48, 2)
+
+        def forward(self, image: Tensor, ids: Tensor) -> Tensor:
+            seen = self.image(image).relu().mean((2, 3))
+            return self.head(torch.cat([seen, self.text(self.embed(ids)).mean(1)], 1))
+
+    inputs = {"image": torch.rand(2, 3, 64, 64), "ids": torch.randint(0, 50, (2, 64))}
+    with pytest.raises(MulticamError, match="layer 'text' does not see input 'image'"):
+        HiResCAM(seeded(Both), "text")(inputs, 1, signed=True)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_recurrent_layers_say_which_axis_is_the_batch(batch_first: bool) -> None:
+    """With as many samples as tokens, nothing but the layer itself can tell."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.rnn = nn.Conv2d(3, 8, 4, 4), nn.GRU(8, 6, batch_first=batch_first)
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            order = (0, 2, 1) if batch_first else (2, 0, 1)
+            return self.head(self.rnn(self.conv(x).flatten(2).permute(order))[0].mean(1 if batch_first else 0))
+
+    model, x = seeded(Recurrent), torch.rand(16, 3, 16, 16)
+    cam = HiResCAM(model, Layer("rnn", pick=0))
+    assert torch.allclose(cam(x, 1, signed=True)[3:5], cam(x[3:5], 1, signed=True), atol=1e-6)
+
+
+def test_an_input_may_have_any_name() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(1, 4, 3)
+
+        def forward(self, image: Tensor, map: Tensor) -> Tensor:
+            return self.a(image).mean((2, 3)) + self.b(map).mean((2, 3))
+
+    inputs = {"image": torch.rand(1, 3, 16, 16), "map": torch.rand(1, 1, 40, 20)}
+    assert HiResCAM(Named(), "a")(inputs, 1, signed=True).shape == (1, 14, 14)
+
+
+def test_a_layer_that_does_not_exist_is_refused_before_the_first_call() -> None:
+    with pytest.raises(MulticamError, match="no layer in Fusion 'rbg'"):
+        GradCAM(seeded(Fusion), "rbg")
+
+
+def test_a_reshape_that_computes_is_refused() -> None:
+    with pytest.raises(MulticamError, match="must only rearrange or select"):
+        GradCAM(seeded(Fusion), Layer("rgb", reshape=lambda x: x * 2))(fusion_inputs(), 1)

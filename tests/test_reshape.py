@@ -101,7 +101,7 @@ def scope(
     return Scope(frozenset(channels), frozenset(features), frozenset(grids), frozenset(extras), frozenset(queries))
 
 
-def evidence(*scopes: Scope, turned: bool = False) -> Evidence:
+def evidence(*scopes: Scope, turned: bool | None = False) -> Evidence:
     return Evidence("net", 2, turned, scopes)
 
 
@@ -116,7 +116,7 @@ def transformer(*grids: tuple[int, ...], extras: tuple[int, ...] = (0,), queries
     ("shape", "known", "grid"),
     [
         ((2, 16, 7, 9), evidence(CNN), (16, 7, 9)),
-        ((2, 16, 7, 9), evidence(scope()), (16, 7, 9)),
+        ((2, 16, 7, 9), evidence(scope(grids=((14, 17),))), (16, 7, 9)),
         ((2, 16, 16, 16), evidence(CNN), (16, 16, 16)),
         ((2, 16, 3, 7, 9), evidence(CNN), (16, 3, 7, 9)),
         ((2, 7, 9, 16), evidence(transformer((7, 9))), (16, 7, 9)),
@@ -124,8 +124,9 @@ def transformer(*grids: tuple[int, ...], extras: tuple[int, ...] = (0,), queries
         ((2, 7, 9, 16), evidence(scope(), transformer((28, 36))), (16, 7, 9)),
         ((2, 64, 64, 16), evidence(scope(), transformer((64, 64)), CNN), (16, 64, 64)),
         ((2, 3, 7, 9, 16), evidence(transformer((3, 7, 9))), (16, 3, 7, 9)),
-        ((2, 16, 100), evidence(CNN), (16, 100)),
+        ((2, 16, 100), evidence(scope(channels=(16,), grids=((100,),))), (16, 100)),
         ((2, 63, 16), evidence(transformer((7, 9))), (16, 7, 9)),
+        ((2, 64, 32), evidence(scope(channels=(64,), grids=((8, 8),))), (32, 8, 8)),
         ((2, 64, 16), evidence(transformer((7, 9), extras=(0, 1))), (16, 7, 9)),
         ((63, 2, 16), evidence(transformer((7, 9))), (16, 7, 9)),
         ((2, 2, 16), evidence(transformer((2,)), turned=True), (16, 2)),
@@ -155,6 +156,17 @@ def test_a_grid_is_found_where_it_is_proved(shape: tuple[int, ...], known: Evide
             (2, 1, 12, 16),
             evidence(transformer((8, 8))),
             r"nothing proves that \(1, 12\) is a grid.*8 x 8.*channels_last",
+        ),
+        (
+            (2, 3, 17, 64),
+            evidence(scope(grids=((4, 4),))),
+            "nothing tells whether its channels are the second axis or the last",
+        ),
+        ((2, 32, 32, 32), evidence(scope(grids=((32, 32),))), "nothing tells whether its channels"),
+        (
+            (2, 2, 16),
+            evidence(transformer((2,)), turned=None),
+            "nothing tells which of the first two axes is the batch",
         ),
         ((4, 16, 8, 8), evidence(CNN), r"returns \(4, 16, 8, 8\) for 2 samples.*stacked\(index, of=count\)"),
         ((32, 49, 16), evidence(transformer()), "folds something into the batch axis"),

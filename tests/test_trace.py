@@ -1,6 +1,7 @@
 """One observed forward pass: right whatever the model does, and nothing left behind."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from models import Captioned, Fusion, Siamese, fusion_inputs, seeded
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from multicam import GradCAM, HiResCAM, Inputs, MulticamError, Trace
 
@@ -232,3 +234,100 @@ def test_a_missing_gradient_is_explained(how: str, message: str, alone: bool) ->
     if not alone:
         with pytest.raises(MulticamError, match=message):
             HiResCAM(model, layers)(X, 0)
+
+
+class Halver(nn.Module):
+    """Drops half of the samples while training, as stochastic depth does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (2.0 * (torch.rand(len(x), 1, 1, 1) > 0.5)) if self.training else x
+
+
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.block = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), Halver(), nn.ReLU())
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(self.block, self.conv(x), use_reentrant=False).mean((2, 3)))
+
+
+def test_a_part_that_is_computed_again_is_computed_the_same() -> None:
+    model = seeded(Checkpointed).train()
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    grads = Trace(model, X, {"conv": "conv"}, 1).sites["conv"].grads
+    assert all(torch.equal(buffer, statistics[name]) for name, buffer in model.named_buffers())
+    truth = autograd_truth(model.eval(), model.conv, lambda: model(X)[:, 1])[1]
+    assert torch.allclose(grads, truth, atol=1e-7)
+    with pytest.raises(MulticamError, match="gradient_checkpointing_disable"):
+        _ = Trace(model, X, {"inside": "block.0"}, 1).sites["inside"].grads
+
+
+def test_layers_inside_a_fused_transformer_encoder() -> None:
+    """The fast path calls none of them and turns padded batches into nested tensors."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 16, 4, 4)
+            layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.encoder, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=True), nn.Linear(16, 5)
+
+        def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+            tokens = self.patches(image).flatten(2).mT
+            return self.head(self.encoder(tokens, src_key_padding_mask=mask)[:, 0])
+
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[1, 12:] = True
+    model = seeded(Encoder)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    for layer in ("encoder.layers.0", "encoder.layers.1.norm1"):
+        assert HiResCAM(model, {"image": layer})((X, mask), 1, signed=True)["image"].shape == (2, 16, 16)
+    assert torch.backends.mha.get_fastpath_enabled() is fast
+
+
+def test_buffers_that_a_model_writes_to_are_put_back() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.register_buffer("seen", torch.zeros(()))
+            self.register_buffer("last", torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen += 1
+            out = self.conv(x).mean((2, 3))
+            self.last = out[0].detach()
+            return out
+
+    model = seeded(Counting)
+    last = model.last
+    HiResCAM(model, "conv")(X, 1, signed=True)
+    assert model.seen == 0
+    assert model.last is last
+    assert not last.any()
+
+
+def test_parameters_that_cannot_be_used_are_named_and_flags_survive() -> None:
+    lazy = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2)).train()
+    with pytest.raises(MulticamError, match=r"parameter 2\.weight has no values yet \(run the model once\)"):
+        GradCAM(lazy, "0")(X, 1)
+    with torch.inference_mode():
+        frozen = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).train()
+    with pytest.raises(MulticamError, match=r"parameter 0\.weight was made under torch\.inference_mode"):
+        GradCAM(frozen, "0")(X, 1)
+    assert lazy.training
+    assert frozen.training
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    model = seeded(Siamese).train()
+    inputs = {"before": X, "after": X.flip(-1)}
+    cam = HiResCAM(model, {"before": "encoder#0"})
+    expected = cam(inputs, 1, signed=True)["before"]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: cam(inputs, 1, signed=True)["before"], range(24)))
+    assert all(torch.equal(maps, expected) for maps in found)
+    assert all(module.training for module in model.modules())
