@@ -320,10 +320,13 @@ def _demo(args: argparse.Namespace) -> None:
         print(demo_training.table(demo_training.train_and_measure(out=weights)))
         print(f"weights  {weights}")
         return
+    from tqdm import tqdm
+
     from multicam import demo_pictures
 
-    for path in demo_pictures.write(args.out, args.image):
-        print(path)
+    count = 4 + (args.image is not None)
+    paths = list(tqdm(demo_pictures.write(args.out, args.image), "pictures", count, leave=False, file=sys.stderr))
+    print(*paths, sep="\n")
 
 
 def _loaded(args: argparse.Namespace) -> "tuple[torch.nn.Module, multicam.inputs.Inputs]":

@@ -29,7 +29,7 @@ METHODS: tuple[type[CAM], ...] = (
 )  # fmt: skip
 # One edit of each kind, each in a photo that served neither training nor tuning.
 SINGLE = {"colour": ("chelsea", 0), "frequency": ("china", 1), "texture": ("rocket", 2)}
-TRIPLE = ("chelsea", 3)
+TRIPLE = ("camera", 7)
 
 
 def write(out: Path, image: Path | None = None) -> Iterator[Path]:
@@ -77,28 +77,20 @@ def every_logit(model: EditDetector, edited: Sample) -> Picture:
     inputs = {name: x.expand(3, -1, -1, -1) for name, x in inputs_of(edited.image).items()}
     maps = _evidence(model, inputs)
     with torch.no_grad():
-        said = model(**inputs)[0].sigmoid()
+        logits = model(**inputs)[0]
     shares = maps.shares()
-    tiles = [
-        [
-            Tile(inputs["rgb"][i], region=edited.regions.get(edit), caption=f"{edit}: {said[i]:.0%} sure"),
-            *(
-                Tile(
-                    inputs[name][i],
-                    maps[name][i].relu(),
-                    f"{shares[i, j]:.0%} of its evidence",
-                    edited.regions.get(edit),
-                )
-                for j, name in enumerate(inputs)
-            ),
-        ]
-        for i, edit in enumerate(CLASSES)
+    region = [edited.regions.get(edit) for edit in CLASSES]
+    photo = [Tile(inputs["rgb"][i], region=region[i]) for i in range(3)]
+    on_inputs = [
+        [Tile(inputs[name][i], maps[name][i], f"{shares[i, j]:.0%} of its evidence", region[i]) for i in range(3)]
+        for j, name in enumerate(inputs)
     ]
     return figure(
-        tiles,
-        columns=["photo", *(f"on {name}" for name in inputs)],
-        rows=[f"logit {edit!r}" for edit in CLASSES],
-        title="Three logits, three inputs: each logit's evidence, on one scale",
+        [photo, *on_inputs],
+        columns=[f"{edit}: {logit:+.1f}" for edit, logit in zip(CLASSES, logits.tolist(), strict=True)],
+        rows=["photo", *(f"on {name}" for name in inputs)],
+        title="Each logit's evidence on each input; above zero it says 'edited'",
+        scale="column",
     )
 
 

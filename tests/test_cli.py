@@ -404,7 +404,8 @@ def test_the_demo_is_called(run, monkeypatch):
         return [Path("a.png"), Path("b.png")]
 
     monkeypatch.setattr("multicam.demo_pictures.write", answer)
-    assert run("demo", "--out", "x", "--image", "rgb.png") == (0, "a.png\nb.png\n", "")
+    code, out, _ = run("demo", "--out", "x", "--image", "rgb.png")  # a progress bar goes to stderr
+    assert (code, out) == (0, "a.png\nb.png\n")
     monkeypatch.setattr("multicam.demo_training.train_and_measure", lambda out: {"AUC": [0.5]})
     code, out, _ = run("demo", "--out", "x", "--train")
     assert code == 0
