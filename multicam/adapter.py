@@ -1,5 +1,6 @@
 """Any tool that knows one input tensor, on a model with several inputs."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -129,6 +130,16 @@ class PackedModel(nn.Module):
             raise MulticamError(f"a PackedModel takes packed.pack(inputs), one tensor, not a {type(packed).__name__}")
         if not self.taps and torch.is_grad_enabled() and not packed.requires_grad:
             packed = packed.detach().requires_grad_()
+        if packed.requires_grad:
+            whole = [
+                slot.name for slot in self.spec.slots if not (slot.dtype.is_floating_point or slot.dtype.is_complex)
+            ]
+            if whole:
+                warnings.warn(
+                    f"input {whole[0]!r} holds whole numbers, through which no gradient flows: its part of a gradient on "
+                    "the packed tensor is zero, whatever the model makes of it",
+                    stacklevel=2,
+                )
         call = self.unpack(packed)
         with undisturbed(self.model), self._taps.observe(packed.shape[0], self._through_tap):
             returned = call.run(self.model)

@@ -204,6 +204,14 @@ def test_without_taps_the_models_own_layers_can_be_hooked_and_the_input_has_a_gr
         assert torch.allclose(arrived, own, atol=1e-7)
 
 
+def test_an_image_of_whole_numbers_has_no_gradient_and_says_so() -> None:
+    inputs = Inputs((RGB * 255).byte(), DEPTH)
+    packed = PackedModel(Echo(), inputs, output="number")
+    with pytest.warns(UserWarning, match="input 'args.0' holds whole numbers, through which no gradient flows"):
+        number = packed(packed.pack(inputs).requires_grad_())
+    assert number.requires_grad  # through the depth
+
+
 def test_held_leaves_follow_the_batch_of_the_engine_where_that_is_certain() -> None:
     model = seeded(Captioned)
     image, ids = torch.rand(1, 3, 8, 8), torch.randint(0, 50, (1, 7))
