@@ -33,20 +33,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torchvision.models import resnet18
 
-from multicam import (
-    EigenCAM,
-    EigenGradCAM,
-    GradCAM,
-    GradCAMElementWise,
-    GradCAMPlusPlus,
-    HiResCAM,
-    LayerCAM,
-    PackedModel,
-    XGradCAM,
-    explain_methods,
-)
+from multicam import GradCAM, HiResCAM, PackedModel, explain_methods
+from multicam.cam import METHODS
 
-METHODS = (GradCAM, GradCAMPlusPlus, GradCAMElementWise, XGradCAM, LayerCAM, HiResCAM, EigenCAM, EigenGradCAM)
 BRANCHES = ("rgb", "frequency", "texture")
 CLASS = 3
 MIB = 2**20

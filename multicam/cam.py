@@ -220,6 +220,11 @@ class EigenGradCAM(CAM):
         return _first_component(site.grads * site.acts)
 
 
+METHODS: tuple[type[CAM], ...] = (
+    GradCAM, HiResCAM, GradCAMElementWise, GradCAMPlusPlus, XGradCAM, LayerCAM, EigenCAM, EigenGradCAM,
+)  # fmt: skip
+
+
 def explain_methods(
     model: nn.Module,
     inputs: Any,

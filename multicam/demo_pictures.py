@@ -6,17 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from multicam.cam import (
-    CAM,
-    EigenCAM,
-    EigenGradCAM,
-    GradCAM,
-    GradCAMElementWise,
-    GradCAMPlusPlus,
-    HiResCAM,
-    LayerCAM,
-    XGradCAM,
-)
+from multicam.cam import METHODS, HiResCAM
 from multicam.demo import CLASSES, LAYERS, EditDetector, Sample, inputs_of, load, sample
 from multicam.figures import Picture, Tile, figure, panel
 from multicam.files import read_image
@@ -24,9 +14,6 @@ from multicam.maps import Maps
 from multicam.render import normalize
 from multicam.trace import Trace
 
-METHODS: tuple[type[CAM], ...] = (
-    GradCAM, HiResCAM, GradCAMElementWise, GradCAMPlusPlus, XGradCAM, LayerCAM, EigenCAM, EigenGradCAM,
-)  # fmt: skip
 # One edit of each kind, each in a photo that served neither training nor tuning.
 SINGLE = {"colour": ("chelsea", 0), "frequency": ("china", 1), "texture": ("rocket", 2)}
 TRIPLE = ("camera", 7)  # picked as an example with three clear regions; the measurements are README's

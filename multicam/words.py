@@ -3,11 +3,9 @@
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from inspect import isabstract
 from math import prod
 
-import multicam
-from multicam.cam import CAM
+from multicam.cam import CAM, METHODS
 from multicam.errors import MulticamError, unknown
 from multicam.files import find_object
 from multicam.layers import Layer
@@ -84,8 +82,7 @@ def read_method(text: str) -> type[CAM]:
         >>> read_method("grad-cam++").__name__
         'GradCAMPlusPlus'
     """
-    public = [value for value in vars(multicam).values() if isinstance(value, type) and issubclass(value, CAM)]
-    methods = {method.__name__.lower(): method for method in public if not isabstract(method)}
+    methods = {method.__name__.lower(): method for method in METHODS}
     plain = re.sub(r"[-_ ]", "", text.lower()).replace("++", "plusplus")
     if plain not in methods:
         raise unknown("method", plain, methods)

@@ -29,8 +29,7 @@ from multicam import (
     explain_methods,
     list_layers,
 )
-
-METHODS = [GradCAM, HiResCAM, GradCAMElementWise, GradCAMPlusPlus, XGradCAM, LayerCAM, EigenCAM, EigenGradCAM]
+from multicam.cam import METHODS
 
 
 def small(grid: tuple[int, ...], c: int = 4) -> tuple[nn.Module, Tensor]:

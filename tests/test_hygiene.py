@@ -7,10 +7,10 @@ import pytest
 import torch
 from models import Branch, Fusion, fusion_inputs, seeded
 from pytorch_grad_cam import GradCAM as PeerGradCAM
-from test_cam import METHODS
 from torch import Tensor, nn
 
 from multicam import CAM, HiResCAM, PackedModel, list_layers
+from multicam.cam import METHODS
 
 LAYERS = {"rgb": "rgb.net.1", "depth": "depth", "attn": "attn"}
 
