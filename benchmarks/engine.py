@@ -34,7 +34,7 @@ from torch.profiler import ProfilerActivity, profile
 from torchvision.models import resnet18
 
 from multicam import GradCAM, HiResCAM, PackedModel, explain_methods
-from multicam.cam import METHODS
+from multicam.catalogue import METHODS
 
 BRANCHES = ("rgb", "frequency", "texture")
 CLASS = 3

@@ -1,8 +1,13 @@
 """Explain a PyTorch model that takes several inputs, without editing it."""
 
 from multicam.adapter import PackedModel
-from multicam.cam import (
-    CAM,
+from multicam.cam import CAM, explain_methods
+from multicam.errors import MulticamError
+from multicam.figures import Picture, Tile, figure, panel
+from multicam.inputs import Inputs
+from multicam.layers import Layer
+from multicam.maps import Maps
+from multicam.methods import (
     EigenCAM,
     EigenGradCAM,
     GradCAM,
@@ -11,13 +16,7 @@ from multicam.cam import (
     HiResCAM,
     LayerCAM,
     XGradCAM,
-    explain_methods,
 )
-from multicam.errors import MulticamError
-from multicam.figures import Picture, Tile, figure, panel
-from multicam.inputs import Inputs
-from multicam.layers import Layer
-from multicam.maps import Maps
 from multicam.modalities import MODALITIES
 from multicam.packing import Spec
 from multicam.render import colorize, normalize, overlay

@@ -1,4 +1,4 @@
-"""Class activation maps: the contract, the gradient methods and the eigen methods."""
+"""Class activation maps: what every method promises, and how a map is laid on its input."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange, reduce
+from einops import reduce
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -73,8 +73,12 @@ class CAM(ABC):
         Raises:
             MulticamError: If inputs, layers, target or output do not fit the model; the message says what does.
         """
-        maps = self.maps(Trace(self.model, inputs, self.layers, target, self.output), signed=signed)
+        maps = self.maps(self.trace(inputs, target), signed=signed)
         return maps if self.named else maps[ONLY]
+
+    def trace(self, inputs: Any, target: TargetLike = None) -> Trace:
+        """The forward pass that the maps are made of; the arguments are those of a call."""
+        return Trace(self.model, inputs, self.layers, target, self.output)
 
     def maps(self, trace: Trace, *, signed: bool = False) -> Maps:
         """The maps of every site of a trace."""
@@ -97,132 +101,11 @@ class CAM(ABC):
         if site.name not in self._placed:
             _refuse_unseen(site)
             self._placed.add(site.name)
-        return _laid(density if signed else density.relu(), site)
+        return laid(density if signed else density.relu(), site)
 
     def __repr__(self) -> str:
         shown = repr(self.layers if self.named else self.layers[ONLY])
         return f"{type(self).__name__}({type(self.model).__name__}, {shown})"
-
-
-class GradCAM(CAM):
-    """Grad-CAM: channels weighted by their spatially averaged gradient.
-
-    `saliency = sum_c mean_ij(G_c) A_c`. Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
-        >>> GradCAM(model, "1")(torch.rand(2, 3, 16, 16), target=3).shape
-        torch.Size([2, 16, 16])
-    """
-
-    def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
-        """`sum_c mean_ij(G_c) A_c`."""
-        weights = reduce(site.grads, "b c ... -> b c", "mean")
-        return einsum(weights, site.acts, "b c, b c ... -> b ...")
-
-
-class HiResCAM(CAM):
-    """HiResCAM: gradient times activation, cell by cell.
-
-    `saliency = sum_c G_c A_c`; the mean of the signed map is exactly the sum of `G A`, which for a pooled linear head is
-    the logit without its bias. Draelos and Carin 2020, arXiv:2011.08891, eq. 4.
-    """
-
-    def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
-        """`sum_c G_c A_c`."""
-        return reduce(site.grads * site.acts, "b c ... -> b ...", "sum")
-
-
-class GradCAMElementWise(CAM):
-    """Element-wise Grad-CAM: HiResCAM of which each channel contributes its positive evidence only.
-
-    `saliency = sum_c relu(G_c A_c)`; pytorch-grad-cam's variant of arXiv:2011.08891.
-    """
-
-    def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
-        """`sum_c relu(G_c A_c)`."""
-        return reduce((site.grads * site.acts).relu(), "b c ... -> b ...", "sum")
-
-
-class GradCAMPlusPlus(CAM):
-    """Grad-CAM++: channels weighted by their positive gradients, each cell's by its share in the score's growth.
-
-    `alpha = G^2 / (2 G^2 + sum_ij(A) G^3)`, `saliency = sum_c sum_ij(alpha_c relu(G_c)) A_c`. Chattopadhyay et al. 2018,
-    arXiv:1710.11063, eq. 5 and 19. The ratio is taken as the paper writes it, with no epsilon that would decide the
-    result where gradients are small; cells with a zero denominator weigh nothing. With the paper's score `exp(S)` the
-    weights of a sample share the factor `exp(S)`, which is left out, so the scale means nothing.
-    """
-
-    comparable = False
-
-    def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
-        """`sum_c sum_ij(alpha_c relu(G_c)) A_c`."""
-        G, A = site.grads, site.acts
-        total = rearrange(A.flatten(2).sum(2), f"b c -> b c {'1 ' * (A.ndim - 2)}")
-        # G^2 cancels from eq. 19; dividing it out keeps tiny gradients from underflowing to 0 / 0.
-        denominator = 2 + total * G
-        alpha = torch.where((denominator != 0) & (G != 0), 1 / denominator, 0)
-        weights = reduce(alpha * G.relu(), "b c ... -> b c", "sum")
-        return einsum(weights, A, "b c, b c ... -> b ...")
-
-
-class XGradCAM(CAM):
-    """XGrad-CAM: channels weighted by their gradients, each cell's by its share of the channel's activation.
-
-    `w_c = sum_ij(G_c A_c) / sum_ij(A_c)`, `saliency = sum_c w_c A_c`. Fu et al. 2020, arXiv:2008.02312, eq. 8. A channel
-    whose activations sum to zero weighs nothing.
-    """
-
-    def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
-        """`sum_c (sum_ij(G_c A_c) / sum_ij(A_c)) A_c`."""
-        total = reduce(site.acts, "b c ... -> b c", "sum")
-        weights = reduce(site.grads * site.acts, "b c ... -> b c", "sum") / total
-        return einsum(torch.where(total != 0, weights, 0), site.acts, "b c, b c ... -> b ...")
-
-
-class LayerCAM(CAM):
-    """Layer-CAM: each cell of each channel weighted by its own positive gradient.
-
-    `saliency = sum_c relu(G_c) A_c`. Jiang et al. 2021, doi:10.1109/TIP.2021.3089943, eq. 6 and 7.
-    """
-
-    def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
-        """`sum_c relu(G_c) A_c`."""
-        return reduce(site.grads.relu() * site.acts, "b c ... -> b ...", "sum")
-
-
-class EigenCAM(CAM):
-    """Eigen-CAM: the activations projected on their first principal component over the grid.
-
-    `saliency = (A - mean_ij A) v_1`. Muhammad and Yeasin 2020, arXiv:2008.00299, with the centring that
-    pytorch-grad-cam adds. A component has no sign of its own; it is given the one that agrees with the activations
-    summed over channels. It does not depend on the target, and its scale means nothing.
-    """
-
-    comparable = False
-
-    def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
-        """The projection of A on its first principal component."""
-        return _first_component(site.acts)
-
-
-class EigenGradCAM(CAM):
-    """Eigen-CAM of gradient times activation: class-specific, smoother than HiResCAM.
-
-    `saliency = (G A - mean_ij G A) v_1`, with the sign that agrees with HiResCAM; pytorch-grad-cam's method. Its scale
-    means nothing.
-    """
-
-    comparable = False
-
-    def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
-        """The projection of G A on its first principal component."""
-        return _first_component(site.grads * site.acts)
-
-
-METHODS: tuple[type[CAM], ...] = (
-    GradCAM, HiResCAM, GradCAMElementWise, GradCAMPlusPlus, XGradCAM, LayerCAM, EigenCAM, EigenGradCAM,
-)  # fmt: skip
 
 
 def explain_methods(
@@ -247,6 +130,7 @@ def explain_methods(
         signed: As for the call of a `CAM`.
 
     Example:
+        >>> from multicam import GradCAM, HiResCAM
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
         >>> explain_methods(model, torch.rand(2, 3, 16, 16), "1", [GradCAM, HiResCAM]).keys()
         dict_keys(['GradCAM', 'HiResCAM'])
@@ -267,25 +151,10 @@ def _named_layers(layers: LayersLike) -> dict[str, Layer]:
     return {str(name): Layer.of(layer) for name, layer in named.items()}
 
 
-def _first_component(x: Float[Tensor, "b c *grid"]) -> Float[Tensor, "b *grid"]:
-    """Each cell's coordinate along the first principal component of the cells, signed like the sum over channels."""
-    cells = rearrange(x, "b c ... -> b (...) c")
-    centred = cells - cells.mean(1, keepdim=True)
-    # The smaller of the two Gram matrices has the same leading component and is far cheaper than an SVD.
-    if centred.shape[1] <= centred.shape[2]:
-        values, vectors = torch.linalg.eigh(centred @ centred.mT)
-        projection = vectors[..., -1] * values[:, -1:].clamp(min=0).sqrt()
-    else:
-        projection = (centred @ torch.linalg.eigh(centred.mT @ centred)[1][..., -1:]).squeeze(-1)
-    agreement = (projection * centred.sum(2)).sum(1, keepdim=True)
-    signed = torch.where(agreement < 0, -projection, projection)
-    return signed.reshape(x.shape[0], *x.shape[2:])
-
-
-def _laid(grid_map: Float[Tensor, "b *grid"], site: Site) -> Tensor:
+def laid(grid_map: Float[Tensor, "b *grid"], site: Site) -> Tensor:
     """The map on the input it belongs to, at that input's size; on its own grid where it belongs to none."""
     inputs = site.trace.inputs
-    name, said = _input_of(site, inputs)
+    name, said = input_of(site, inputs)
     if name is None:
         return grid_map
     size = _spatial_size(inputs.leaves[name], tuple(grid_map.shape[1:]), isinstance(site.layer.reshape, Tokens))
@@ -310,7 +179,7 @@ def _refuse_unseen(site: Site) -> None:
     numbers do not tell what they see.
     """
     inputs = site.trace.inputs
-    name, said = _input_of(site, inputs)
+    name, said = input_of(site, inputs)
     doubtful = site.name in site.trace.shared or not said
     if name is None or len(inputs.leaves) == 1 or not doubtful or site.trace.sees(site.name, name):
         return
@@ -322,7 +191,7 @@ def _refuse_unseen(site: Site) -> None:
     )
 
 
-def _input_of(site: Site, inputs: Inputs) -> tuple[str | None, bool]:
+def input_of(site: Site, inputs: Inputs) -> tuple[str | None, bool]:
     """The input that a map is laid on, and whether the caller said so."""
     if site.layer.onto is not None:
         return inputs.name(site.layer.onto), True

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from multicam.cam import METHODS, HiResCAM
+from multicam.catalogue import METHODS
+from multicam.methods import HiResCAM
 from multicam.demo import CLASSES, LAYERS, EditDetector, Sample, inputs_of, load, sample
 from multicam.figures import Picture, Tile, figure, panel
 from multicam.files import read_image

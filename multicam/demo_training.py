@@ -14,7 +14,8 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from multicam.cam import CAM, GradCAM, HiResCAM
+from multicam.cam import CAM
+from multicam.methods import GradCAM, HiResCAM
 from multicam.demo import (
     CLASSES,
     EDITS,

@@ -46,6 +46,10 @@ class ClassScore:
             raise MulticamError(f"target class {wrong[0]} does not exist: the output has classes 0 to {classes - 1}")
         return logits[torch.arange(batch, device=logits.device), torch.tensor(index, device=logits.device)]
 
+    def take(self, samples: Sequence[int]) -> "ClassScore":
+        """The classes of these samples."""
+        return ClassScore(_of_samples(self.index, samples))
+
 
 @dataclass(frozen=True)
 class TopClass:
@@ -54,6 +58,10 @@ class TopClass:
     def __call__(self, output: Any) -> Float[Tensor, " b"]:
         """The scores `(b,)`."""
         return _class_scores(output, self).amax(1)
+
+    def pin(self, output: Any) -> ClassScore:
+        """The classes that are highest in this output."""
+        return ClassScore(_class_scores(output, self).argmax(1))
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,10 @@ class Probability:
     def __call__(self, output: Any) -> Float[Tensor, " b"]:
         """The scores `(b,)`."""
         return ClassScore(self.index)(_class_scores(output, self).softmax(1))
+
+    def take(self, samples: Sequence[int]) -> "Probability":
+        """The classes of these samples."""
+        return Probability(_of_samples(self.index, samples))
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,11 @@ class Similarity:
             )
         return F.cosine_similarity(vectors, wanted.expand_as(vectors), dim=1)
 
+    def take(self, samples: Sequence[int]) -> "Similarity":
+        """The embeddings of these samples."""
+        single = self.embedding.ndim == 1 or len(self.embedding) == 1
+        return self if single else Similarity(self.embedding[list(samples)])
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -147,6 +164,10 @@ class Contrast:
         others = torch.stack([ClassScore(other)(output) for other in self.others])
         return ClassScore(self.index)(output) - others.mean(0)
 
+    def take(self, samples: Sequence[int]) -> "Contrast":
+        """The classes of these samples."""
+        return Contrast(_of_samples(self.index, samples), *self.others)
+
 
 def as_target(target: TargetLike) -> Target:
     """The target that `target` means: None is each sample's top class, an int or one int per sample a class score.
@@ -160,6 +181,25 @@ def as_target(target: TargetLike) -> Target:
     if isinstance(target, type):
         raise MulticamError(f"a target is made before it is used: {target.__name__}(…)")
     return target if callable(target) else ClassScore(target)
+
+
+def pinned(target: Target, output: Any) -> Target:
+    """The target with everything decided that it reads from the output of the unchanged inputs.
+
+    A target that chooses (the top class, the pixels that are called sky) has a method `pin(output)` that returns the
+    target as chosen, so that it stays the same when inputs or activations are changed to see what the score does.
+    """
+    fixed: Target = target.pin(output) if hasattr(target, "pin") else target
+    return fixed
+
+
+def taken(target: Target, samples: Sequence[int]) -> Target:
+    """The target for these samples, which may come several times.
+
+    A target that holds one value for each sample has a method `take(samples)`; others serve any batch as they are.
+    """
+    chosen: Target = target.take(samples) if hasattr(target, "take") else target
+    return chosen
 
 
 def score(target: Target, output: Any, batch: int) -> Float[Tensor, " b"]:
@@ -216,6 +256,10 @@ def _indices(index: int | Sequence[int] | Tensor) -> int | tuple[int, ...]:
     if not all(hasattr(value, "__index__") and not isinstance(value, bool) for value in values):
         raise MulticamError(f"a target class is an int, or one int per sample, not {index!r}")
     return tuple(int(value) for value in values) if isinstance(index, Sequence) else int(index)
+
+
+def _of_samples(index: int | tuple[int, ...], samples: Sequence[int]) -> int | tuple[int, ...]:
+    return index if isinstance(index, int) else tuple(index[sample] for sample in samples)
 
 
 def _class_scores(output: Any, target: Target) -> Tensor:

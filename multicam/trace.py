@@ -1,6 +1,6 @@
 """One observed forward pass: activations at layers, scores, and gradients on demand."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NoReturn
@@ -8,13 +8,14 @@ from typing import Any, NoReturn
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointError
 
 from multicam.errors import MulticamError
 from multicam.inputs import Inputs
 from multicam.layers import Layer, LayerLike, Tap, Taps, undisturbed, unwrapped
 from multicam.reshape import Tokens, positions
-from multicam.targets import OutputLike, Target, TargetLike, as_target, score, select_output
+from multicam.targets import OutputLike, Target, TargetLike, as_target, pinned, score, select_output, taken
 from multicam.tree import rebuild
 
 
@@ -44,6 +45,14 @@ class Site:
             MulticamError: If the layer has no gradient; the message says why.
         """
         return self.trace.grads[self.name]
+
+    @property
+    def curvature(self) -> Float[Tensor, "b c *grid"]:
+        """`H A (b c *grid)`: the Hessian of each score by the activations, times the activations.
+
+        Takes another forward pass and two backward passes on every use.
+        """
+        return self.trace.curvature(self.name)
 
 
 class Trace:
@@ -80,8 +89,8 @@ class Trace:
     ) -> None:
         self.model = unwrapped(model)
         self.inputs = Inputs.of(inputs).bind(self.model)
-        self._target: Target = as_target(target)
         self._output_path = output
+        self._layers = dict(layers)
         taps = Taps(self.model, list(layers.values()))
         batch = self.inputs.batch
         records: dict[int, Tensor] = {}
@@ -95,7 +104,8 @@ class Trace:
             with taps.observe(batch, record) as seen:
                 returned = self.inputs.own().run(self.model)
             output_tensor = select_output(returned, output)
-            self._scores = score(self._target, output_tensor, batch)
+            self.target: Target = pinned(as_target(target), output_tensor)
+            self._scores = score(self.target, output_tensor, batch)
         self._records = {name: records[i] for i, name in enumerate(layers)}
         self._taps = dict(zip(layers, seen, strict=True))
         self.output = _detached(output_tensor)
@@ -113,6 +123,18 @@ class Trace:
     def __repr__(self) -> str:
         layers = ", ".join(f"{name}={tuple(acts.shape)}" for name, acts in self._acts.items())
         return f"Trace({type(self.model).__name__}, {self.inputs!r}, {layers})"
+
+    def again(self, inputs: Any, samples: Sequence[int] | None = None) -> "Trace":
+        """The same layers, output and target for other inputs: a noisy, mirrored or cropped version of these.
+
+        A target that chose its class from the output (`target=None`) keeps the class that it chose here.
+
+        Args:
+            inputs: As for `Trace`.
+            samples: Which sample of this trace each sample of the new one stems from; None: the same in the same order.
+        """
+        target = self.target if samples is None else taken(self.target, samples)
+        return Trace(self.model, inputs, self._layers, target, self._output_path)
 
     def sees(self, name: str, input: str) -> bool:
         """Whether a layer's output changes with an input; runs the model once more, with this input changed."""
@@ -160,6 +182,23 @@ class Trace:
         del self._scores
         return {name: self._gridded(name, g) for name, g in zip(self._records, found, strict=True)}
 
+    def curvature(self, name: str) -> Float[Tensor, "b c *grid"]:
+        """What `Site.curvature` is, for the site of that name."""
+        # The fused kernels of attention have no second derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            again = self.again(self.inputs)
+        record = again._records[name]
+        with torch.inference_mode(False), torch.enable_grad(), undisturbed(self.model):
+            if not again._scores.requires_grad:
+                self._explain_missing(name)
+            (gradient,) = torch.autograd.grad(again._scores.sum(), record, create_graph=True, allow_unused=True)
+            if gradient is None:
+                self._explain_missing(name)
+            product = None
+            if gradient.requires_grad:
+                (product,) = torch.autograd.grad(gradient, record, record.detach(), allow_unused=True)
+        return self._gridded(name, torch.zeros_like(record) if product is None else product)
+
     def _gridded(self, name: str, x: Tensor) -> Tensor:
         tap = self._taps[name]
         assert tap.reshape is not None
@@ -185,7 +224,7 @@ class Trace:
         with torch.no_grad(), undisturbed(self.model):
             with again.observe(self.inputs.batch, lambda i, t, x: x.std() + 1 - x):
                 returned = self.inputs.own().run(self.model)
-            changed = score(self._target, select_output(returned, self._output_path), self.inputs.batch)
+            changed = score(self.target, select_output(returned, self._output_path), self.inputs.batch)
         if torch.equal(changed, self.scores):
             raise MulticamError(
                 f"the target does not depend on layer {tap.label!r}: changing its output leaves every score as it is; "

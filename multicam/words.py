@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
 
-from multicam.cam import CAM, METHODS
+from multicam.cam import CAM
+from multicam.catalogue import METHODS
 from multicam.errors import MulticamError, unknown
 from multicam.files import find_object
 from multicam.layers import Layer

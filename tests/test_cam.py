@@ -29,7 +29,7 @@ from multicam import (
     explain_methods,
     list_layers,
 )
-from multicam.cam import METHODS
+from multicam.catalogue import METHODS
 
 
 def small(grid: tuple[int, ...], c: int = 4) -> tuple[nn.Module, Tensor]:

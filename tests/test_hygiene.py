@@ -10,7 +10,7 @@ from pytorch_grad_cam import GradCAM as PeerGradCAM
 from torch import Tensor, nn
 
 from multicam import CAM, HiResCAM, PackedModel, list_layers
-from multicam.cam import METHODS
+from multicam.catalogue import METHODS
 
 LAYERS = {"rgb": "rgb.net.1", "depth": "depth", "attn": "attn"}
 
