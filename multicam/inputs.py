@@ -123,6 +123,12 @@ class Inputs:
             for name, leaf in self.leaves.items()
             if isinstance(leaf, Tensor) and leaf.ndim and name not in constant
         }
+        unbatched = [name for name, leaf in tensors.items() if leaf.ndim == 3 and name.startswith(("image", "img"))]
+        if not images and len(unbatched) > 1:
+            raise MulticamError(
+                f"{self!r}: {unbatched[0]!r} and the others of its list have no batch axis; detectors also take one tensor "
+                "(b c h w), so give torch.stack(images). Images of different sizes are explained one by one, as image[None]"
+            )
         sizes = {name: leaf.shape[0] for name, leaf in tensors.items()}
         if not sizes:
             raise MulticamError(f"the inputs have no tensor with a batch axis: {self!r}")
@@ -184,20 +190,32 @@ class Inputs:
         Raises:
             MulticamError: If a tensor has another first axis and is not marked by `constant`.
         """
+        batched = self.batched
+        return self.map(
+            lambda name, leaf: leaf[torch.as_tensor(samples, device=leaf.device)] if name in batched else leaf
+        )
+
+    @property
+    def batched(self) -> dict[str, Tensor]:
+        """The tensors by name that have one row for each sample: all but scalars and what `constant` marks.
+
+        Raises:
+            MulticamError: If a tensor has another first axis and is not marked by `constant`.
+        """
         batch = self.batch
         constant = {self.name(name) for name in self._constant}
-
-        def taken(name: str, leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor) or leaf.ndim == 0 or name in constant:
-                return leaf
+        found = {
+            name: leaf
+            for name, leaf in self.leaves.items()
+            if isinstance(leaf, Tensor) and leaf.ndim and name not in constant
+        }
+        for name, leaf in found.items():
             if leaf.shape[0] != batch:
                 raise MulticamError(
                     f"cannot tell the samples of input {name!r} of shape {tuple(leaf.shape)} with a batch of {batch}: if it is the "
                     f"same for every sample, say so with Inputs(…).constant({name!r}); else give it {batch} rows"
                 )
-            return leaf[torch.as_tensor(samples, device=leaf.device)]
-
-        return self.map(taken)
+        return found
 
     def own(self) -> "Inputs":
         """The same call with tensors that a model may write into, that carry no gradient and are no inference tensors."""

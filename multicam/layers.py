@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -103,30 +103,44 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Raises:
         MulticamError: If the model has parameters without values, or made under `torch.inference_mode()`.
     """
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, UninitializedParameter):
-            raise MulticamError(f"parameter {name} has no values yet (run the model once), so nothing can be explained")
-        if parameter.is_inference():
-            raise MulticamError(
-                f"parameter {name} was made under torch.inference_mode(), which rules out gradients; make the model outside"
-            )
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    # Every pass comes through here, so the tree of modules is walked once, and only what must change is touched.
+    modules = list(model.modules())
+    parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+    for parameter in parameters:
+        if isinstance(parameter, UninitializedParameter) or parameter.is_inference():
+            _refuse_parameter(model, parameter)
+    devices = {p.device.index for p in parameters if p.device.type == "cuda"}
     with ExitStack() as stack:
         stack.enter_context(LOCK)
         stack.enter_context(torch.random.fork_rng(sorted(devices)))
         if "torch._dynamo" in sys.modules:  # importing it takes seconds, and nothing is compiled before
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for module in model.modules():
-            stack.callback(setattr, module, "training", module.training)
-            module.training = False
+        stack.callback(_set_training, [(module, module.training) for module in modules])
+        _set_training((module, False) for module in modules)
+        for module in modules:
             for name, buffer in module._buffers.items():
                 if buffer is not None and not buffer.is_inference():
                     stack.callback(_restore, module, name, buffer, buffer._version, own(buffer))
-        for parameter in model.parameters():
+        for parameter in parameters:
             if parameter.requires_grad:
                 stack.callback(parameter.requires_grad_, True)
                 parameter.requires_grad_(False)
         yield
+
+
+def _set_training(flags: Iterable[tuple[nn.Module, bool]]) -> None:
+    for module, training in flags:
+        if module.training != training:
+            module.training = training
+
+
+def _refuse_parameter(model: nn.Module, parameter: nn.Parameter) -> NoReturn:
+    name = next(name for name, p in model.named_parameters() if p is parameter)
+    if isinstance(parameter, UninitializedParameter):
+        raise MulticamError(f"parameter {name} has no values yet (run the model once), so nothing can be explained")
+    raise MulticamError(
+        f"parameter {name} was made under torch.inference_mode(), which rules out gradients; make the model outside"
+    )
 
 
 def _restore(module: nn.Module, name: str, buffer: Tensor, version: int, before: Tensor) -> None:
@@ -134,6 +148,17 @@ def _restore(module: nn.Module, name: str, buffer: Tensor, version: int, before:
     if buffer._version != version:
         with torch.no_grad():
             buffer.copy_(before)
+
+
+@contextmanager
+def module_by_module() -> Iterator[None]:
+    """Without the fused path of `nn.TransformerEncoder`, which calls none of its layers."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @dataclass
@@ -226,9 +251,8 @@ class Taps:
 
         with ExitStack() as hooks:
             grids = hooks.enter_context(self.watch_grids())
-            if taps:  # the fused path of nn.TransformerEncoder calls none of its layers
-                hooks.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-                torch.backends.mha.set_fastpath_enabled(False)
+            if taps:
+                hooks.enter_context(module_by_module())
             for module in {id(tap.module): tap.module for tap in taps}.values():
                 hooks.enter_context(module.register_forward_hook(tapped))
             yield taps

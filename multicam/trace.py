@@ -14,6 +14,7 @@ from torch.utils.checkpoint import CheckpointError
 from multicam.errors import MulticamError
 from multicam.inputs import Inputs
 from multicam.layers import Layer, LayerLike, Tap, Taps, undisturbed, unwrapped
+from multicam.replay import Replay
 from multicam.reshape import Tokens, positions
 from multicam.targets import OutputLike, Target, TargetLike, as_target, pinned, score, select_output, taken
 from multicam.tree import rebuild
@@ -54,6 +55,17 @@ class Site:
         """
         return self.trace.curvature(self.name)
 
+    def rescore(self, acts: Float[Tensor, "n c *grid"], sample: int = 0) -> Float[Tensor, " n"]:
+        """The scores of `n` what-ifs of one sample, in which the layer's activations are exchanged.
+
+        Only what depends on the layer runs again, see `multicam.replay`; entries of its output that are not on the grid
+        (class tokens) stay as they are.
+
+        Raises:
+            MulticamError: If the activations or the sample do not fit.
+        """
+        return self.trace._replay(self.name)(acts, sample)
+
 
 class Trace:
     """One observed forward pass of a model.
@@ -91,6 +103,7 @@ class Trace:
         self.inputs = Inputs.of(inputs).bind(self.model)
         self._output_path = output
         self._layers = dict(layers)
+        self._replays: dict[str | tuple[str, ...], Replay] = {}
         taps = Taps(self.model, list(layers.values()))
         batch = self.inputs.batch
         records: dict[int, Tensor] = {}
@@ -135,6 +148,37 @@ class Trace:
         """
         target = self.target if samples is None else taken(self.target, samples)
         return Trace(self.model, inputs, self._layers, target, self._output_path)
+
+    def rescore(self, values: Mapping[str, Tensor], sample: int = 0) -> Float[Tensor, " n"]:
+        """The scores of `n` what-ifs of one sample, in which the named inputs are exchanged and all others stay.
+
+        Only what depends on these inputs runs again, see `multicam.replay`.
+
+        Args:
+            values: The changed inputs by name, each `(n …)` with the shape of one sample behind `n`.
+            sample: The sample that is changed.
+
+        Raises:
+            MulticamError: If names, shapes or the sample do not fit.
+        """
+        full = {self.inputs.name(name): rows for name, rows in values.items()}
+        wrong = [name for name in full if name not in self.inputs.batched]
+        if wrong or not full:
+            known = ", ".join(map(repr, self.inputs.batched))
+            raise MulticamError(f"give the inputs to change, of {known}" + (f", not {wrong[0]!r}" if wrong else ""))
+        return self._replay(tuple(sorted(full)))(full, sample)
+
+    def _replay(self, source: str | tuple[str, ...]) -> Replay:
+        """The replay of a change of the layer of one site, or of the inputs of these names."""
+        if source not in self._replays:
+            target, path = self.target, self._output_path  # a reference to the trace would be a cycle
+
+            def read(output: Any, samples: Sequence[int]) -> Tensor:
+                return score(taken(target, samples), select_output(output, path), len(samples))
+
+            changes = self._taps[source].layer if isinstance(source, str) else source
+            self._replays[source] = Replay(self.model, self.inputs, changes, read)
+        return self._replays[source]
 
     def sees(self, name: str, input: str) -> bool:
         """Whether a layer's output changes with an input; runs the model once more, with this input changed."""

@@ -1,0 +1,390 @@
+"""Run again only what depends on one layer or on some inputs: the scores of many what-ifs of one sample."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from multicam.errors import MulticamError
+from multicam.inputs import Inputs, own
+from multicam.layers import Layer, Tap, Taps, module_by_module, undisturbed
+from multicam.reshape import as_it_is
+from multicam.taint import Taint
+from multicam.tree import leaves, rebuild
+
+# From the output of a pass, and the sample that each of its rows stems from, to the scores of the rows.
+Read = Callable[[Any, Sequence[int]], Tensor]
+What = Tensor | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the samples lie in a recorded tensor, proved by passes with two sizes of the batch.
+
+    Attributes:
+        batch: How many samples the recorded tensor has.
+        axis: The axis that grows with the batch; None for a tensor without samples.
+        each: How many entries of the axis belong to one sample.
+        apart: Whether those entries lie `batch` apart, as `torch.cat` of whole batches puts them, and not side by side.
+    """
+
+    batch: int
+    axis: int | None = None
+    each: int = 1
+    apart: bool = False
+
+    def spread(self, x: Tensor, sample: int, n: int) -> Tensor:
+        """The tensor for `n` copies of one sample, which share their memory where that can be."""
+        if self.axis is None:
+            return x
+        split = x.unflatten(self.axis, (self.each, self.batch) if self.apart else (self.batch, self.each))
+        at = self.axis + self.apart
+        copies = split.narrow(at, sample, 1).expand(*(n if i == at else -1 for i in range(split.ndim)))
+        return (
+            copies.squeeze(self.axis + (not self.apart)) if self.each == 1 else copies.flatten(self.axis, self.axis + 1)
+        )
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module in the recorded pass.
+
+    Attributes:
+        module: The module.
+        index: Which call of it.
+        depends: Whether it must run again.
+        output: What it returned, where it need not.
+        inside: How many calls of each module (by id) it makes, its own among them.
+        rows: Where the samples lie in each tensor of the output.
+    """
+
+    module: nn.Module
+    index: int
+    depends: bool = False
+    output: Any = None
+    inside: Counter[int] = field(default_factory=Counter)
+    rows: dict[str, Rows] = field(default_factory=dict)
+
+
+class Replay:
+    """The scores of one call of a model when the output of one layer, or some inputs, are changed.
+
+    A first pass records what each module returns, and finds out which modules depend on the change. Later passes run only these; the
+    others return their record, also in branches that run after the layer. A full pass with changed values checks the record, module by
+    module, and the first replay must give the scores of that pass; if it does not, everything is run for every change, with a warning.
+
+    Args:
+        model: Any module.
+        inputs: The call, bound to the model.
+        source: The layer, or the names of the inputs, that will be changed.
+        read: From an output and its samples to scores.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, source: Layer | tuple[str, ...], read: Read) -> None:
+        self._model, self._inputs, self._read = model, inputs, read
+        self._taps = Taps(model, [source] if isinstance(source, Layer) else [])
+        self._names = () if isinstance(source, Layer) else source
+        self._batch = inputs.batch
+        self._shared = True  # whether the copies of a sample share their memory
+        self._calls: dict[tuple[int, int], Call] = {}
+        self._tap: Tap
+        self._tapped: Call | None = None
+        self._record: Tensor
+        self._record_rows = Rows(self._batch, 0)
+        with self._quietly():
+            self._run_recorded()
+            self._check()
+
+    def __call__(self, values: What, sample: int) -> Float[Tensor, " n"]:
+        """The scores of `n` what-ifs of one sample.
+
+        Args:
+            values: The layer's activations `(n c *grid)`, or the changed inputs by name, each `(n …)`.
+            sample: The sample of the call that is changed.
+
+        Raises:
+            MulticamError: If the values or the sample do not fit.
+        """
+        if not 0 <= sample < self._batch:
+            raise MulticamError(f"sample {sample} does not exist: the call has samples 0 to {self._batch - 1}")
+        n = self._count(values)
+        with self._quietly():
+            return self._scores(values, sample, n)
+
+    @property
+    def skipped(self) -> list[nn.Module]:
+        """The outermost modules that need not run again."""
+        return [call.module for call in self._calls.values() if not call.depends]
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        with torch.inference_mode(False), torch.no_grad(), undisturbed(self._model), module_by_module():
+            yield
+
+    def _count(self, values: What) -> int:
+        if isinstance(values, Tensor):
+            grid = tuple(self._gridded(self._record).shape[1:])
+            if tuple(values.shape[1:]) != grid:
+                raise MulticamError(
+                    f"activations {tuple(values.shape)} do not fit layer {self._tap.label!r}, which has (n, {str(grid)[1:]}"
+                )
+            return len(values)
+        given = self._inputs.leaves
+        for name, rows in values.items():
+            if rows.shape[1:] != given[name].shape[1:]:
+                raise MulticamError(
+                    f"what-ifs {tuple(rows.shape)} do not fit input {name!r} {tuple(given[name].shape)}"
+                )
+        counts = {name: len(rows) for name, rows in values.items()}
+        if len(set(counts.values())) != 1:
+            raise MulticamError(f"the changed inputs need as many what-ifs each, not {counts}")
+        return next(iter(counts.values()))
+
+    def _scores(self, values: What, sample: int, n: int) -> Float[Tensor, " n"]:
+        call = self._call(values, sample, n)
+        with self._skipping(values, sample, n), ExitStack() as taps:
+            if isinstance(values, Tensor) and self._tapped is None:
+                taps.enter_context(self._taps.observe(n, lambda i, tap, x: self._written(x, values)))
+            output = call.run(self._model)
+        return self._read(output, [sample] * n)
+
+    def _call(self, values: What, sample: int, n: int) -> Inputs:
+        """The call for `n` what-ifs of one sample."""
+        changed = {} if isinstance(values, Tensor) else values
+        batched = self._inputs.batched
+
+        def rows(name: str, leaf: Any) -> Any:
+            if name in changed:
+                return changed[name].to(leaf)
+            return self._spread(Rows(self._batch, 0), leaf, sample, n) if name in batched else leaf
+
+        return self._inputs.map(rows).own()
+
+    def _spread(self, rows: Rows, x: Tensor, sample: int, n: int) -> Tensor:
+        copies = rows.spread(x, sample, n)
+        return copies if self._shared else copies.contiguous()
+
+    def _gridded(self, x: Tensor) -> Tensor:
+        assert self._tap.reshape is not None
+        return self._tap.reshape(x)
+
+    def _written(self, x: Tensor, acts: Tensor) -> Tensor:
+        """The layer's output `x` with these activations in it."""
+        if self._tap.reshape is as_it_is:
+            return acts.to(x)
+        index = self._gridded(torch.arange(x.numel(), device=x.device).view(x.shape))
+        return x.flatten().index_copy(0, index.flatten(), acts.to(x).flatten()).view(x.shape)
+
+    @contextmanager
+    def _skipping(self, values: What, sample: int, n: int) -> Iterator[None]:
+        """Let the modules that do not depend on the change return their record."""
+        seen: Counter[int] = Counter()
+
+        def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            call = self._calls.get((id(module), seen[id(module)]))
+            if call is None or call.depends:
+                seen[id(module)] += 1
+                return type(module)._call_impl(module, *args, **kwargs)
+            seen.update(call.inside)
+            output = rebuild(call.output, partial(recorded, call))
+            if call is not self._tapped or not isinstance(values, Tensor):
+                return output
+            picked = self._tap.pick(call.output)
+            return rebuild(output, lambda path, x: self._written(x, values) if path == picked else x)
+
+        def recorded(call: Call, path: str, x: Any) -> Any:
+            return own(self._spread(call.rows[path], x, sample, n)) if isinstance(x, Tensor) else x
+
+        with ExitStack() as stack:
+            for module in {id(module): module for module in self.skipped}.values():
+                # Not `forward`: what the user's hooks made of the output is in the record already.
+                vars(module)["_call_impl"] = partial(called, module)
+                stack.callback(vars(module).pop, "_call_impl")
+            yield
+
+    # The recorded pass, and its check
+
+    def _run_recorded(self) -> None:
+        taint = Taint()
+        counts: Counter[int] = Counter()
+        kept: list[Call] = []
+        open_calls: list[tuple[Call, Counter[int], int]] = []
+
+        def begin(call: Call, given: Any) -> None:
+            open_calls.append((call, counts.copy(), len(kept)))
+            counts[id(call.module)] += 1
+            call.depends = taint.touches(given)
+
+        def end(output: Any) -> None:
+            call, before, first = open_calls.pop()
+            call.inside = counts - before
+            if call is not self._tapped:
+                # What a call did that returned no tensor is not known.
+                call.depends |= taint.touches(output) or not _tensors(output)
+                if call.depends:
+                    return
+            del kept[first:]  # what ran inside of it never runs again
+            call.output = rebuild(output, lambda _, x: own(x) if isinstance(x, Tensor) else x)
+            kept.append(call)
+
+        def source(_: int, tap: Tap, x: Tensor) -> Tensor:
+            self._tap, self._record = tap, x.clone()
+            around = [call for call, _, _ in open_calls]
+            self._tapped = around[-1] if around and around[-1].module is tap.module else None
+            for call in around:
+                call.depends = call is not self._tapped
+            taint.mark(x)
+            return x
+
+        def touched() -> None:
+            for call, _, _ in open_calls:
+                call.depends = True
+
+        taint.touched = touched
+        call = self._inputs.own()
+        taint.mark(*(leaf for name, leaf in call.leaves.items() if name in self._names))
+        with self._taps.observe(self._batch, source), self._every_call(begin, end), taint:
+            call.run(self._model)
+        self._calls = {(id(call.module), call.index): call for call in kept}
+
+    def _check(self) -> None:
+        """Keep of the record what a full pass with changed values confirms; the first replay must give that pass's scores."""
+        n = 2 if self._batch != 2 else 3  # another size than the record's tells which axis is the batch
+        generator = torch.Generator().manual_seed(0)
+        open_calls: list[Call] = []
+        confirmed: set[tuple[int, int]] = set()
+        precision = [x.dtype for x in self._model.parameters() if x.is_floating_point()]
+        values: What = {name: _changed(self._rows_of_sample(name, n), generator) for name in self._names}
+
+        def end(output: Any) -> None:
+            call = open_calls.pop()
+            precision.extend(x.dtype for x in _tensors(output).values() if x.is_floating_point())
+            record = self._calls.get((id(call.module), call.index))
+            if record is None:
+                return
+            picked = self._tap.pick(output) if record is self._tapped else None
+            rows = _confirm(record.output, output, self._batch, n, picked)
+            if rows is not None:
+                record.rows = rows | ({picked: self._record_rows} if picked is not None else {})
+                confirmed.add((id(call.module), call.index))
+
+        def source(_: int, tap: Tap, x: Tensor) -> Tensor:
+            nonlocal values
+            self._record_rows = _where(self._record, x, self._batch, n) or Rows(self._batch, 0)
+            values = _changed(self._gridded(x), generator)
+            return self._written(x, values)
+
+        call = self._call(values, 0, n).map(lambda _, x: x.contiguous() if isinstance(x, Tensor) else x)
+        with self._taps.observe(n, source), self._every_call(lambda call, _: open_calls.append(call), end):
+            try:
+                output = call.run(self._model)
+            except (RuntimeError, ValueError, LookupError) as error:
+                raise MulticamError(
+                    f"{type(self._model).__name__} ran with {self._batch} samples, but not with {n} copies of one of them, which what-ifs "
+                    f"need: {error}. Every input must have one row for each sample, or be the same for all and marked by "
+                    "Inputs(…).constant(name)"
+                ) from error
+            expected = self._read(output, [0] * n)
+        self._calls = {key: call for key, call in self._calls.items() if key in confirmed}
+        if self._tapped not in self._calls.values():
+            self._tapped = None
+        tolerance = max((torch.finfo(dtype).eps for dtype in precision), default=0.0) ** 0.5
+        if not self._calls or any(self._agrees(values, expected, n, tolerance, shared) for shared in (True, False)):
+            return
+        self._calls, self._tapped = {}, None
+        warnings.warn(
+            f"running a part of {type(self._model).__name__} again does not give the scores of running all of it, so all of it is run "
+            "for every change: some of its modules do not depend on what they are given alone",
+            stacklevel=2,
+        )
+
+    def _agrees(self, values: What, expected: Tensor, n: int, tolerance: float, shared: bool) -> bool:
+        self._shared = shared
+        try:
+            scores = self._scores(values, 0, n)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+            return False  # writes into shared memory, views of it, or a code path that was not recorded
+        return _equal(scores, expected, tolerance)
+
+    def _rows_of_sample(self, name: str, n: int) -> Tensor:
+        return Rows(self._batch, 0).spread(self._inputs.leaves[name], 0, n)
+
+    @contextmanager
+    def _every_call(self, begin: Callable[[Call, Any], None], end: Callable[[Any], None]) -> Iterator[None]:
+        """Tell `begin` of every call of a module during the block and what it is given, and `end` what the same call returned."""
+        counts: Counter[int] = Counter()
+
+        def called(module: nn.Module, args: Any, kwargs: Any) -> None:
+            begin(Call(module, counts[id(module)]), (args, kwargs))
+            counts[id(module)] += 1
+
+        with ExitStack() as hooks:
+            for module in self._model.modules():
+                if not isinstance(module, torch.jit.ScriptModule):  # nothing in it is a module's call
+                    hooks.enter_context(module.register_forward_pre_hook(called, with_kwargs=True))
+                    hooks.enter_context(module.register_forward_hook(lambda m, args, output: end(output)))
+            yield
+
+
+def _tensors(value: Any) -> dict[str, Tensor]:
+    return {path: leaf for path, leaf in leaves(value).items() if isinstance(leaf, Tensor)}
+
+
+def _confirm(record: Any, again: Any, batch: int, n: int, but: str | None) -> dict[str, Rows] | None:
+    """Where the samples lie in the tensors of a record, if `again` holds its first sample `n` times; None otherwise."""
+    before, after = leaves(record), leaves(again)
+    if before.keys() != after.keys():
+        return None
+    found = {}
+    for path, x in before.items():
+        if path == but:
+            continue
+        if not isinstance(x, Tensor):
+            if type(x) is not type(after[path]) or x != after[path]:
+                return None
+            continue
+        rows = _where(x, after[path], batch, n) if isinstance(after[path], Tensor) else None
+        if rows is None:
+            return None
+        found[path] = rows
+    return found
+
+
+def _where(x: Tensor, again: Tensor, batch: int, n: int) -> Rows | None:
+    """Where the samples lie in `x`, if `again` holds the first of them `n` times."""
+    if x.ndim != again.ndim or x.dtype != again.dtype:
+        return None
+    grown = [axis for axis in range(x.ndim) if x.shape[axis] != again.shape[axis]]
+    if not grown:
+        candidates = [Rows(batch)]
+    elif len(grown) == 1 and x.shape[grown[0]] * n == again.shape[grown[0]] * batch:
+        each = x.shape[grown[0]] // batch
+        candidates = [Rows(batch, grown[0], each, apart) for apart in ((False, True) if each > 1 else (False,))]
+    else:
+        return None
+    tolerance = torch.finfo(x.dtype).eps ** 0.5 if x.is_floating_point() or x.is_complex() else 0.0
+    return next((rows for rows in candidates if _equal(rows.spread(x, 0, n), again, tolerance)), None)
+
+
+def _equal(x: Tensor, y: Tensor, tolerance: float) -> bool:
+    """Whether two tensors are equal up to a share of the largest value."""
+    if not tolerance or x.numel() == 0:
+        return torch.equal(x, y)
+    finite = y[y.isfinite()]
+    size = float(finite.abs().max()) if len(finite) else 0.0
+    return torch.allclose(x, y, rtol=0, atol=tolerance * size, equal_nan=True)
+
+
+def _changed(x: Tensor, generator: torch.Generator) -> Tensor:
+    """`x` with every entry changed, differently in every row."""
+    if not x.is_floating_point():
+        return torch.stack([row.roll(i + 1, -1) for i, row in enumerate(x)])
+    factors = torch.rand(x.shape, generator=generator).to(x) + 0.5
+    return x * factors + 0.1 * x.std() * torch.randn(x.shape, generator=generator).to(x)
