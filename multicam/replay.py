@@ -44,7 +44,8 @@ class Rows:
         """The tensor for `n` copies of one sample, which share their memory where that can be."""
         if self.axis is None:
             return x
-        split = x.unflatten(self.axis, (self.each, self.batch) if self.apart else (self.batch, self.each))
+        sizes = (self.each, self.batch) if self.apart else (self.batch, self.each)
+        split = x.view(*x.shape[: self.axis], *sizes, *x.shape[self.axis + 1 :])
         at = self.axis + self.apart
         copies = split.narrow(at, sample, 1).expand(*(n if i == at else -1 for i in range(split.ndim)))
         return (
@@ -191,7 +192,7 @@ class Replay:
             call = self._calls.get((id(module), seen[id(module)]))
             if call is None or call.depends:
                 seen[id(module)] += 1
-                return type(module)._call_impl(module, *args, **kwargs)
+                return nn.Module._call_impl(module, *args, **kwargs)  # type: ignore[no-untyped-call]
             seen.update(call.inside)
             output = rebuild(call.output, partial(recorded, call))
             if call is not self._tapped or not isinstance(values, Tensor):

@@ -26,7 +26,7 @@ class Taint(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.touched: Callable[[], None] = lambda: None  # called for every operation on something marked
         self._memory: set[int] = set()
         self._escaped = False

@@ -1,0 +1,432 @@
+"""The methods that change activations or inputs and look what becomes of the score; most of them need no gradients."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from math import ceil, prod
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from multicam.cam import LayersLike, input_of, spatial_size
+from multicam.errors import MulticamError
+from multicam.input_cam import InputCAM
+from multicam.inputs import Inputs
+from multicam.methods import WeightedCAM, per_channel
+from multicam.progress import progress
+from multicam.reshape import Tokens
+from multicam.targets import OutputLike, TargetLike
+from multicam.trace import Site, Trace
+
+
+class AblationCAM(WeightedCAM):
+    """Ablation-CAM: channels weighted by how much the score drops without them.
+
+    `saliency = sum_c (y - y_c) A_c`, where `y_c` is the score with channel c set to zero. Desai and Ramaswamy 2020,
+    doi:10.1109/WACV45572.2020.9093360, eq. 4 and 5. The paper divides the drop by `y`: a factor that all channels of a
+    sample share, but one that turns the map into its negative where the score is below zero (adding a constant to all
+    logits is enough), so it is left out. The map is in units of the score times those of the activations: its scale
+    means nothing between layers.
+
+    Args:
+        model: As for `CAM`.
+        layers: As for `CAM`.
+        output: As for `CAM`.
+        batch_size: How many channels are ablated in one pass. It bounds the memory and does not change the map.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+        >>> AblationCAM(model, "1")(torch.rand(2, 3, 16, 16), target=3).shape
+        torch.Size([2, 16, 16])
+    """
+
+    comparable = False
+
+    def __init__(
+        self, model: nn.Module, layers: LayersLike, *, output: OutputLike = None, batch_size: int = 32
+    ) -> None:
+        super().__init__(model, layers, output=output)
+        self.batch_size = _at_least_one("batch_size", batch_size)
+
+    def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
+        """`(y - y_c) A_c`."""
+        channels = torch.arange(site.acts.shape[1], device=site.acts.device)
+
+        def without(sample: int, part: slice) -> Tensor:
+            keep = channels[part, None] != channels
+            acts = site.acts[sample].expand(len(keep), *site.acts.shape[1:])
+            return site.rescore(per_channel(keep.to(acts), acts), sample)
+
+        scores = _in_parts(self, without, site.acts, self.batch_size)
+        return per_channel(site.scores[:, None] - scores, site.acts)
+
+
+class MaskingCAM(WeightedCAM):
+    """A method whose channels are weighted by the score that is left when their activations mask an input.
+
+    Each channel, enlarged to the input's size and scaled to 0 … 1, is a mask. The weights are a softmax over the
+    channels, so the scale means nothing.
+
+    Args:
+        model: As for `CAM`.
+        layers: As for `CAM`.
+        output: As for `CAM`.
+        masked: The input, or the inputs, that the masks are multiplied with; all others stay as they are, and what only
+            depends on them is not run again. None: the input that the map is laid on, or every image input if it is
+            laid on none.
+        batch_size: How many masked inputs are scored in one pass. It bounds the memory and does not change the map.
+    """
+
+    comparable = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: LayersLike,
+        *,
+        output: OutputLike = None,
+        masked: str | Sequence[str] | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        super().__init__(model, layers, output=output)
+        self.masked = (masked,) if isinstance(masked, str) else masked
+        self.batch_size = _at_least_one("batch_size", batch_size)
+
+    @abstractmethod
+    def variants(self) -> Sequence[Callable[[Tensor, int], Tensor]]:
+        """What is done to masks `(n 1 *size)`, of which the first is that of the given channel, before they are scored.
+
+        The scores of the variants are averaged.
+        """
+
+    def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
+        """`softmax_c(mean over variants of the score of the masked input) A_c`."""
+        inputs = site.trace.inputs
+        names = self._names(site)
+        variants = self.variants()
+        tokens = isinstance(site.layer.reshape, Tokens)
+
+        def masked(sample: int, part: slice) -> Tensor:
+            channels = site.acts[sample, part, None]
+            masks = {name: _masks(channels, name, inputs.leaves[name], tokens) for name in names}
+            scores = []
+            for change in variants:
+                rows = {
+                    name: _times(inputs.leaves[name][sample : sample + 1], change(mask, part.start), tokens)
+                    for name, mask in masks.items()
+                }
+                scores.append(site.trace.rescore(rows, sample))
+            return torch.stack(scores).mean(0)
+
+        scores = _in_parts(self, masked, site.acts, self.batch_size)
+        return per_channel(scores.softmax(1).to(site.acts), site.acts)
+
+    def _names(self, site: Site) -> list[str]:
+        inputs = site.trace.inputs
+        if self.masked is not None:
+            return [inputs.name(name) for name in self.masked]
+        name, _ = input_of(site, inputs)
+        return list(inputs.images) if name is None else [name]
+
+
+class ScoreCAM(MaskingCAM):
+    """Score-CAM: channels weighted by the score of the input seen through them.
+
+    `saliency = sum_c softmax_c(y(x * m_c)) A_c`, where `m_c` is the channel enlarged to the input and scaled to 0 … 1.
+    Wang et al. 2020, arXiv:1910.01279, eq. 5 to 8; the score of the baseline cancels from the softmax. A channel that
+    is the same everywhere has a mask of zeros. The softmax depends on the scale of the score: `Probability(c)` as target
+    weighs the channels more evenly than the class's logit.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+        >>> ScoreCAM(model, "1")(torch.rand(2, 3, 16, 16), target=3).shape
+        torch.Size([2, 16, 16])
+    """
+
+    def variants(self) -> Sequence[Callable[[Tensor, int], Tensor]]:
+        """The masks as they are."""
+        return [lambda masks, _: masks]
+
+
+class SSCAM(MaskingCAM):
+    """SS-CAM: Score-CAM with the scores averaged over noisy masks.
+
+    `saliency = sum_c softmax_c(mean_i y(x * (m_c + e_i))) A_c`, `e_i ~ N(0, std^2)` for every pixel. Wang et al. 2020,
+    arXiv:2006.14255. The noise is the same for every sample and every size of a batch.
+
+    Args:
+        model: As for `MaskingCAM`.
+        layers: As for `MaskingCAM`.
+        output: As for `MaskingCAM`.
+        masked: As for `MaskingCAM`.
+        batch_size: As for `MaskingCAM`.
+        samples: How many noisy versions of each mask are scored.
+        std: The standard deviation of the noise, in units of the mask.
+        seed: Of the noise; the global random state is not used.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: LayersLike,
+        *,
+        output: OutputLike = None,
+        masked: str | Sequence[str] | None = None,
+        batch_size: int = 32,
+        samples: int = 35,
+        std: float = 2.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, layers, output=output, masked=masked, batch_size=batch_size)
+        self.samples, self.std, self.seed = _at_least_one("samples", samples), std, seed
+
+    def variants(self) -> Sequence[Callable[[Tensor, int], Tensor]]:
+        """The masks with noise."""
+
+        def noisy(i: int) -> Callable[[Tensor, int], Tensor]:
+            def add(masks: Tensor, first: int) -> Tensor:
+                # A generator for each channel: the noise must not depend on how the channels are parted.
+                noise = [_normal(masks.shape[1:], (self.seed, i, first + row)) for row in range(len(masks))]
+                return masks + self.std * torch.stack(noise).to(masks)
+
+            return add
+
+        return [noisy(i) for i in range(self.samples)]
+
+
+class ISCAM(MaskingCAM):
+    """IS-CAM: Score-CAM with the scores averaged over masks of growing strength.
+
+    `saliency = sum_c softmax_c(mean_i y(x * m_c * s_i)) A_c` with the sums `s_i = sum_{j<=i} j / steps` for `i = 1 …
+    steps`. Naidu et al. 2020, arXiv:2010.03023, with the sums as torchcam reads the paper.
+
+    Args:
+        model: As for `MaskingCAM`.
+        layers: As for `MaskingCAM`.
+        output: As for `MaskingCAM`.
+        masked: As for `MaskingCAM`.
+        batch_size: As for `MaskingCAM`.
+        steps: How many strengths are scored.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: LayersLike,
+        *,
+        output: OutputLike = None,
+        masked: str | Sequence[str] | None = None,
+        batch_size: int = 32,
+        steps: int = 10,
+    ) -> None:
+        super().__init__(model, layers, output=output, masked=masked, batch_size=batch_size)
+        self.steps = _at_least_one("steps", steps)
+
+    def variants(self) -> Sequence[Callable[[Tensor, int], Tensor]]:
+        """The masks times each strength."""
+
+        def stronger(by: float) -> Callable[[Tensor, int], Tensor]:
+            return lambda masks, _: masks * by
+
+        return [stronger(i * (i + 1) / 2 / self.steps) for i in range(1, self.steps + 1)]
+
+
+class SmoothGradCAMPlusPlus(WeightedCAM):
+    """Smooth Grad-CAM++: Grad-CAM++ with each power of the gradient averaged over noisy inputs.
+
+    `alpha = D2 / (2 D2 + sum_ij(A) D3)`, `saliency = sum_c sum_ij(alpha_c relu(D1_c)) A_c`, where `Dp` is the mean of
+    `G^p` over the noisy inputs. Omeiza et al. 2019, arXiv:1908.01224, with the numerator of Grad-CAM++, which the
+    paper's eq. 8 prints as D1. As in `GradCAMPlusPlus` there is no epsilon, and the scale means nothing.
+
+    Args:
+        model: As for `CAM`.
+        layers: As for `CAM`.
+        output: As for `CAM`.
+        samples: How many noisy versions of the inputs are run; each is one forward and one backward pass.
+        std: The standard deviation of the noise on every floating-point image input, as a share of that input's range of
+            values.
+        seed: Of the noise, which is the same for every sample; the global random state is not used.
+    """
+
+    comparable = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: LayersLike,
+        *,
+        output: OutputLike = None,
+        samples: int = 4,
+        std: float = 0.15,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, layers, output=output)
+        self.samples, self.std, self.seed = _at_least_one("samples", samples), std, seed
+        self._moments: WeakKeyDictionary[Trace, dict[str, list[Tensor]]] = WeakKeyDictionary()
+
+    def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
+        """`sum_ij(alpha_c relu(D1_c)) A_c`."""
+        if site.trace not in self._moments:  # the noisy passes serve all sites of a trace
+            self._moments[site.trace] = self._mean_powers(site.trace)
+        first, second, third = self._moments[site.trace][site.name]
+        total = rearrange(site.acts.flatten(2).sum(2), f"b c -> b c {'1 ' * (site.acts.ndim - 2)}")
+        denominator = 2 * second + total * third
+        alpha = torch.where(denominator != 0, second / denominator, 0)
+        return per_channel(reduce(alpha * first.relu(), "b c ... -> b c", "sum"), site.acts)
+
+    def _mean_powers(self, trace: Trace) -> dict[str, list[Tensor]]:
+        images = [name for name, leaf in trace.inputs.images.items() if leaf.is_floating_point()]
+        if not images:
+            raise MulticamError(
+                f"{type(self).__name__} adds noise to images, but there is no floating-point image input"
+            )
+        sums = {name: [torch.zeros_like(site.acts)] * 3 for name, site in trace.sites.items()}
+        for i in progress(range(self.samples), self.samples, type(self).__name__):
+
+            def noisy(name: str, leaf: Tensor, i: int = i) -> Tensor:
+                if name not in images:
+                    return leaf
+                flat = leaf.flatten(1)
+                spread = (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (leaf.ndim - 1))
+                noise = _normal(leaf.shape[1:], (self.seed, i, images.index(name))).to(leaf)
+                return leaf + self.std * spread * noise
+
+            for name, site in trace.again(trace.inputs.map(noisy)).sites.items():
+                sums[name] = [total + site.grads**p / self.samples for p, total in enumerate(sums[name], 1)]
+        return sums
+
+
+class RISE(InputCAM):
+    """RISE: how the score follows random masks, pixel by pixel; nothing of the model but its output is looked at.
+
+    Coarse random grids, each cell kept with probability `keep`, are enlarged smoothly, shifted and multiplied with the
+    input: `saliency = cov(y, m) / (keep (1 - keep))`, the score with a pixel less the score without. Petsiuk et al.
+    2018, arXiv:1806.07421, eq. 6 and section 3.2; the paper's map is `mean(y | kept)`, this one without the part that is the
+    same for all pixels, which leaves an input that the model ignores at zero. As a density the mean of the signed map is,
+    for a model that is linear in its input, the score less the score of an input of zeros. The error falls with
+    the root of the number of masks. Each input is masked alone, with all others as they are; what only depends on these is
+    not run again.
+
+    Args:
+        model: As for `InputCAM`.
+        inputs: As for `InputCAM`.
+        output: As for `InputCAM`.
+        masks: How many masks are scored for each input.
+        cells: The rows and columns of the coarse grids.
+        keep: The share of an input that a mask keeps.
+        batch_size: How many masked inputs are scored in one pass. It bounds the memory and does not change the map.
+        seed: Of the masks; the global random state is not used.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+        >>> RISE(model, masks=50)(torch.rand(2, 3, 16, 16), target=3).shape
+        torch.Size([2, 16, 16])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: str | Sequence[str] | None = None,
+        *,
+        output: OutputLike = None,
+        masks: int = 4000,
+        cells: int = 7,
+        keep: float = 0.5,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, inputs, output=output)
+        if not 0 < keep < 1:
+            raise MulticamError(f"keep is a share between 0 and 1, not {keep}")
+        self.masks, self.cells = _at_least_one("masks", masks), _at_least_one("cells", cells)
+        self.keep, self.seed = keep, seed
+        self.batch_size = _at_least_one("batch_size", batch_size)
+
+    def evidence(self, call: Inputs, names: Sequence[str], target: TargetLike) -> dict[str, Tensor]:
+        """The density of each input `(b h w)`; of clips and volumes, the masks are the same for every frame."""
+        trace = Trace(self.model, call, {}, target, self.output)
+        return {name: self._density(trace, name) for name in names}
+
+    def _density(self, trace: Trace, name: str) -> Float[Tensor, "b h w"]:
+        leaf = trace.inputs.leaves[name]
+        size = leaf.shape[-2:]
+        generator = torch.Generator().manual_seed(self.seed)
+        grids = (torch.rand(self.masks, 1, self.cells + 1, self.cells + 1, generator=generator) < self.keep).float()
+        cell = [ceil(side / self.cells) for side in size]
+        shifts = (torch.rand(self.masks, 2, generator=generator) * torch.tensor(cell)).long()
+
+        def mask(k: int) -> Tensor:
+            large = F.interpolate(grids[k : k + 1], [(self.cells + 1) * side for side in cell], mode="bilinear")
+            top, left = shifts[k].tolist()
+            return large[:, :, top : top + size[0], left : left + size[1]]
+
+        batch = len(leaf)
+        means = torch.zeros(size), torch.zeros(batch), torch.zeros(batch, *size)
+        mean_mask, mean_score, mean_product = (x.to(leaf.device, torch.float64) for x in means)
+        starts = range(0, self.masks, self.batch_size)
+        for start in progress(starts, len(starts), f"{type(self).__name__} {name}"):
+            part = range(start, min(start + self.batch_size, self.masks))
+            masks = torch.cat([mask(k) for k in part]).to(leaf.device, torch.float64)
+            mean_mask += masks.sum((0, 1)) / self.masks
+            for sample in range(batch):
+                rows = _times(leaf[sample : sample + 1], masks, tokens=False)
+                scores = trace.rescore({name: rows}, sample).double()
+                mean_score[sample] += scores.sum() / self.masks
+                mean_product[sample] += torch.einsum("n, n h w -> h w", scores, masks[:, 0]) / self.masks
+        covariance = mean_product - mean_score[:, None, None] * mean_mask
+        density: Tensor = covariance / (self.keep * (1 - self.keep)) * (prod(size) / prod(cell))
+        return density.to(trace.scores.dtype)
+
+
+def _in_parts(
+    cam: WeightedCAM, scores: Callable[[int, slice], Tensor], acts: Float[Tensor, "b c *grid"], size: int
+) -> Float[Tensor, "b c"]:
+    """The scores of all samples and channels, computed for `size` channels of one sample at a time."""
+    batch, channels = acts.shape[:2]
+    parts = [(b, slice(first, min(first + size, channels))) for b in range(batch) for first in range(0, channels, size)]
+    found = [scores(b, part) for b, part in progress(parts, len(parts), type(cam).__name__)]
+    return torch.cat(found).view(batch, channels)
+
+
+def _masks(channels: Float[Tensor, "n 1 *grid"], name: str, leaf: Tensor, tokens: bool) -> Float[Tensor, "n 1 *size"]:
+    """Channels enlarged to the size of an input, each scaled to 0 … 1."""
+    grid = tuple(channels.shape[2:])
+    size = spatial_size(leaf, grid, tokens)
+    if size is None:
+        raise MulticamError(
+            f"channels with the grid {grid} cannot mask input {name!r} {tuple(leaf.shape)}; say which inputs they mask "
+            "with masked=…"
+        )
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
+    large = F.interpolate(channels, size, mode=mode, align_corners=False)
+    flat = large.flatten(1)
+    low, high = flat.amin(1), flat.amax(1)
+    shape = (-1, *[1] * (large.ndim - 1))
+    return (large - low.view(shape)) / (high - low).where(high > low, 1).view(shape)
+
+
+def _times(leaf: Tensor, masks: Float[Tensor, "n 1 *size"], tokens: bool) -> Tensor:
+    """One sample of an input `(1 …)` times each of the masks."""
+    size = masks.shape[2:]
+    if len(size) == 3 and leaf.shape[2:] != size:
+        return (leaf.transpose(1, 2) * masks).transpose(1, 2)  # frames first
+    if tokens and len(size) == 1 and leaf.shape[1:2] == size:
+        return leaf * masks.mT  # features (b n c)
+    return leaf * masks.reshape(len(masks), *[1] * (leaf.ndim - 1 - len(size)), *size)
+
+
+def _normal(shape: Sequence[int], key: tuple[int, ...]) -> Tensor:
+    """Normal noise that belongs to a key."""
+    seed = 0
+    for number in key:
+        seed = (seed * 1_000_003 + number) % 2**63
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise MulticamError(f"{name} must be at least 1, not {value}")
+    return value
