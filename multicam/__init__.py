@@ -3,7 +3,7 @@
 from multicam.adapter import PackedModel
 from multicam.cam import CAM, explain_methods
 from multicam.errors import MulticamError
-from multicam.figures import Picture, Tile, figure, panel
+from multicam.figures import Picture, Tile, figure
 from multicam.inputs import Inputs
 from multicam.layers import Layer
 from multicam.maps import Maps
@@ -19,6 +19,7 @@ from multicam.methods import (
 )
 from multicam.modalities import MODALITIES
 from multicam.packing import Spec
+from multicam.panels import compare, panel
 from multicam.render import colorize, normalize, overlay
 from multicam.reshape import as_it_is, channels_last, stacked, tokens
 from multicam.survey import list_layers

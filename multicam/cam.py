@@ -4,7 +4,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from math import prod
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class CAM(ABC):
         MulticamError: If a layer does not exist.
     """
 
-    comparable: ClassVar[bool] = True
+    comparable: bool = True
 
     def __init__(self, model: nn.Module, layers: LayersLike, *, output: OutputLike = None) -> None:
         self.model = unwrapped(model)
@@ -157,7 +157,7 @@ def laid(grid_map: Float[Tensor, "b *grid"], site: Site) -> Tensor:
     name, said = input_of(site, inputs)
     if name is None:
         return grid_map
-    size = _spatial_size(inputs.leaves[name], tuple(grid_map.shape[1:]), isinstance(site.layer.reshape, Tokens))
+    size = spatial_size(inputs.leaves[name], tuple(grid_map.shape[1:]), isinstance(site.layer.reshape, Tokens))
     if size is None:
         if not said:
             return grid_map
@@ -201,7 +201,7 @@ def input_of(site: Site, inputs: Inputs) -> tuple[str | None, bool]:
     return (tensors[0], False) if len(tensors) == 1 else (None, False)
 
 
-def _spatial_size(leaf: Any, grid: tuple[int, ...], tokens: bool) -> tuple[int, ...] | None:
+def spatial_size(leaf: Any, grid: tuple[int, ...], tokens: bool) -> tuple[int, ...] | None:
     """The size of an input along the axes of a map with this grid."""
     axes = len(grid)
     if not isinstance(leaf, Tensor) or not 1 <= axes <= 3 or leaf.ndim < axes + 1:
@@ -218,13 +218,16 @@ def _spatial_size(leaf: Any, grid: tuple[int, ...], tokens: bool) -> tuple[int, 
 
 def _warn_if_cancelled(method: str, site: Site) -> None:
     """Warn where gradients or activations make a map empty by construction, whatever the model saw."""
-    if "grads" not in vars(site.trace):
+    dead = (site.acts.flatten(1) == 0).all(1)
+    if dead.any():
+        _warn(f"{_of(method, site, dead)} is empty: the layer returns zeros for these inputs")
+    if "grads" not in vars(site):  # the method did not read them
         return
     product = site.grads * site.acts
     size = reduce(product.abs(), "b c ... -> b (...)", "sum")
     total = reduce(product, "b c ... -> b (...)", "sum").abs()
-    silent = (site.grads.flatten(1) == 0).all(1)
-    cancelled = ~silent & (total.amax(1) <= 1e-3 * size.amax(1)) & (product.shape[1] > 1)
+    silent = ~dead & (site.grads.flatten(1) == 0).all(1)
+    cancelled = ~dead & ~silent & (total.amax(1) <= 1e-3 * size.amax(1)) & (product.shape[1] > 1)
     if silent.any():
         _warn(
             f"{_of(method, site, silent)} is empty: the gradient is zero on the whole grid, so behind this layer the target "

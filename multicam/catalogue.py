@@ -2,6 +2,8 @@
 
 from multicam.cam import CAM
 from multicam.methods import (
+    FEM,
+    KPCACAM,
     EigenCAM,
     EigenGradCAM,
     GradCAM,
@@ -9,9 +11,19 @@ from multicam.methods import (
     GradCAMPlusPlus,
     HiResCAM,
     LayerCAM,
+    OriginalCAM,
+    RandomCAM,
+    SegEigenCAM,
+    ShapleyCAM,
     XGradCAM,
 )
+from multicam.perturb import ISCAM, SSCAM, AblationCAM, ScoreCAM, SmoothGradCAMPlusPlus
 
+# On any layer, all from the one forward and backward pass of a trace.
+ONE_PASS: tuple[type[CAM], ...] = (
+    GradCAM, HiResCAM, GradCAMElementWise, GradCAMPlusPlus, XGradCAM, LayerCAM,
+    EigenCAM, EigenGradCAM, SegEigenCAM, KPCACAM, FEM, RandomCAM,
+)  # fmt: skip
 METHODS: tuple[type[CAM], ...] = (
-    GradCAM, HiResCAM, GradCAMElementWise, GradCAMPlusPlus, XGradCAM, LayerCAM, EigenCAM, EigenGradCAM,
+    *ONE_PASS, OriginalCAM, ShapleyCAM, SmoothGradCAMPlusPlus, AblationCAM, ScoreCAM, ISCAM, SSCAM,
 )  # fmt: skip

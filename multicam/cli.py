@@ -44,6 +44,9 @@ raw maps (float32), the scores and the target go to an .npz file beside the pict
 """
 
 EXPLAIN_EXAMPLE = """\
+methods, whatever their case and hyphens:
+{methods}
+
 targets:
   top                  the highest-scoring class of each sample (the default)
   3   or   3,1,0       the score of a class counted from 0; one class per sample
@@ -78,6 +81,18 @@ example:
 """
 
 
+class _Command(argparse.ArgumentParser):
+    """A parser whose help may list the methods: only then does it wait for torch."""
+
+    def format_help(self) -> str:
+        text = super().format_help()
+        if "{methods}" not in text:
+            return text
+        from multicam.words import describe_methods
+
+        return text.replace("{methods}", describe_methods())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the command: 0, or 1 with a message on stderr; argparse itself exits with 2 for wrong usage."""
     args = _parser().parse_args(argv)
@@ -94,10 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    debug = argparse.ArgumentParser(add_help=False)
+    debug = _Command(add_help=False)
     debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    model = argparse.ArgumentParser(add_help=False, parents=[debug])
+    model = _Command(add_help=False, parents=[debug])
     model.add_argument(
         "model",
         metavar="MODULE:FACTORY",
@@ -140,15 +155,11 @@ def _parser() -> argparse.ArgumentParser:
         help="of the weights; image inputs follow (default: the model's own)",
     )
 
-    parser = argparse.ArgumentParser(
-        "multicam", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Command("multicam", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"multicam {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(
-        name: str, description: str, example: str, parent: argparse.ArgumentParser, summary: str
-    ) -> argparse.ArgumentParser:
+    def command(name: str, description: str, example: str, parent: _Command, summary: str) -> _Command:
         return commands.add_parser(
             name,
             description=description,
@@ -176,8 +187,8 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--method",
         action="append",
-        help="gradcam (the default), hirescam, layercam, eigencam or any other of the library; repeat it for several, "
-        "all from one pass, each with a picture of its own",
+        help="see methods below (default: gradcam); repeat it for several, all from one pass and side by side in one "
+        "picture, each on a scale of its own",
     )
     explain.add_argument("--target", default="top", help="what to explain, see targets below (default: top)")
     explain.add_argument(
@@ -187,8 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--scale",
         choices=["shared", "each"],
-        help="divide all maps by one number, so that an ignored input looks ignored, or each by its own (default: shared "
-        "where the method's maps compare)",
+        help="divide all maps of a method by one number, so that an ignored input looks ignored, or each by its own "
+        "(default: shared where the method's maps compare)",
     )
     explain.add_argument(
         "--spectral",
@@ -263,10 +274,8 @@ def _explain(args: argparse.Namespace) -> None:
     numbers = args.out.with_suffix(".npz")
     np.savez_compressed(numbers, scores=trace.scores.float().cpu().numpy(), target=args.target, **raw)
     print(f"maps     {numbers}")
-    for method, named in maps.items():
-        picture = args.out if len(maps) == 1 else args.out.with_stem(f"{args.out.stem}-{method}")
-        _draw(trace, named, f"{method}, target {args.target}", args, picture)
-        print(f"picture  {picture}")
+    _draw(trace, maps, args)
+    print(f"picture  {args.out}")
 
 
 def _summary(trace: "multicam.trace.Trace", maps: "Mapping[str, multicam.maps.Maps]", target: str) -> str:
@@ -289,11 +298,10 @@ def _summary(trace: "multicam.trace.Trace", maps: "Mapping[str, multicam.maps.Ma
     return "\n".join([*lines, *notes])
 
 
-def _draw(
-    trace: "multicam.trace.Trace", maps: "multicam.maps.Maps", title: str, args: argparse.Namespace, path: Path
-) -> None:
-    """Writes the picture of one method's maps."""
-    from multicam.figures import panel
+def _draw(trace: "multicam.trace.Trace", maps: "Mapping[str, multicam.maps.Maps]", args: argparse.Namespace) -> None:
+    """Writes the picture: the panel of one method, or the comparison of several."""
+    from multicam.figures import Scale
+    from multicam.panels import compare, panel
     from multicam.maps import Maps
 
     images = {name: leaf for name, leaf in trace.inputs.images.items() if leaf.ndim in (4, 5)}
@@ -303,12 +311,25 @@ def _draw(
 
     # A signal's map (b l) is drawn as a strip.
     shown = {
-        full(name): values[:, None].expand(-1, max(1, values.shape[1] // 8), -1) if values.ndim == 2 else values
-        for name, values in maps.items()
+        method: Maps(
+            {
+                full(name): values[:, None].expand(-1, max(1, values.shape[1] // 8), -1) if values.ndim == 2 else values
+                for name, values in named.items()
+            },
+            named.comparable,
+        )
+        for method, named in maps.items()
     }
     rows = [f"sample {i}" for i in range(len(trace.scores))] if len(trace.scores) > 1 else []
     spectral = [full(name) for name in args.spectral]
-    panel(images, Maps(shown, maps.comparable), scale=args.scale, spectral=spectral, rows=rows, title=title).save(path)
+    if len(shown) == 1:
+        [(method, only)] = shown.items()
+        title = f"{method}, target {args.target}"
+        picture = panel(images, only, scale=args.scale, spectral=spectral, rows=rows, title=title)
+    else:
+        scale: Scale | None = "column" if args.scale == "shared" else args.scale
+        picture = compare(images, shown, scale=scale, spectral=spectral, rows=rows, title=f"target {args.target}")
+    picture.save(args.out)
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from multicam.catalogue import METHODS
+from multicam.catalogue import ONE_PASS
 from multicam.methods import HiResCAM
 from multicam.demo import CLASSES, LAYERS, EditDetector, Sample, inputs_of, load, sample
-from multicam.figures import Picture, Tile, figure, panel
+from multicam.figures import Picture, Tile, figure
+from multicam.panels import panel
 from multicam.files import read_image
 from multicam.maps import Maps
 from multicam.render import normalize
@@ -86,14 +87,14 @@ def every_method(model: EditDetector, singles: dict[str, Sample]) -> Picture:
     """The edits of `one_edit_each` by every method, each on the input that shows this edit."""
     inputs = _stacked(list(singles.values()))
     trace = Trace(model, inputs, LAYERS, range(3))
-    found = {method: method(model, LAYERS).maps(trace, signed=True) for method in METHODS}
+    found = {method: method(model, LAYERS).maps(trace, signed=True) for method in ONE_PASS}
     tiles = [
-        [Tile(inputs[name][i], found[method][name][i].relu(), region=edited.regions[edit]) for method in METHODS]
+        [Tile(inputs[name][i], found[method][name][i].relu(), region=edited.regions[edit]) for method in ONE_PASS]
         for i, ((edit, edited), name) in enumerate(zip(singles.items(), inputs, strict=True))
     ]
     return figure(
         tiles,
-        columns=[method.__name__ for method in METHODS],
+        columns=[method.__name__ for method in ONE_PASS],
         rows=[f"{edit} on {name}" for edit, name in zip(singles, inputs, strict=True)],
         title="Every method, each map by its own maximum (white: the true region)",
         scale="each",

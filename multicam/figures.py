@@ -4,12 +4,14 @@ Tiles take raw maps, not normalised ones: the colour bars need their units.
 """
 
 import io
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
+from math import ceil
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +19,6 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from multicam.errors import MulticamError, unknown
-from multicam.inputs import frames_second
-from multicam.maps import Maps
 from multicam.render import Colormap, colorize, overlay, peaks, to_rgb
 
 if TYPE_CHECKING:
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 Scale = Literal["shared", "column", "each"]
 
 _TILE_IN, _PAGE_IN, _EDGE_IN = 1.6, 8.5, 0.04  # the tallest tile, all rows of tiles together, the page's margin
+_LEGIBLE_IN, _BAND_IN = 0.75, 0.1  # columns continue below rather than be smaller than this; the space above them
 _BAR_IN = 2.4, 0.09  # the largest colour bar
 _TEXT_PT, _NOTE_PT = 8.0, 7.0
 _SCREEN_DPI = 150
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _WIDE_FONTS = (  # for Chinese labels, in order of preference; the last one draws a box for any character
     "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei",
     "SimHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Arial Unicode MS", "Droid Sans Fallback",
@@ -108,12 +110,14 @@ def figure(
     columns: Sequence[str] = (),
     rows: Sequence[str] = (),
     title: str = "",
-    scale: Scale = "shared",
+    scale: Scale | Sequence[Scale] = "shared",
     units: str = "units of the score",
     colormap: Colormap | None = None,
     width: float = 7.0,
 ) -> Picture:
     """A printable figure of tiles in rows and columns, with what its colours mean below.
+
+    Columns that would make the tiles too small to read continue in another band of rows below.
 
     Args:
         tiles: Rows of equally many tiles.
@@ -121,7 +125,8 @@ def figure(
         rows: A label for each row.
         title: The line on top.
         scale: Which maps share a divisor, and so a colour bar: all (`"shared"`), those of one column (`"column"`: one
-            method or one input each), or none (`"each"`: the strongest evidence of every map looks the same).
+            method or one input each), or none (`"each"`: the strongest evidence of every map looks the same); or one of
+            these words for each column.
         units: The units of the maps' values, for the colour bar.
         colormap: See `colorize`; one for the whole figure, diverging when any map has a negative value.
         width: The widest the figure may be, in inches: 7 is a full page of most papers, where the text prints at 8 pt.
@@ -137,10 +142,16 @@ def figure(
     """
     if not tiles or not tiles[0] or len({len(row) for row in tiles}) > 1:
         raise MulticamError(f"a figure needs rows of equally many tiles, not {[len(row) for row in tiles]}")
-    for what, labels, count in (("columns", columns, len(tiles[0])), ("rows", rows, len(tiles))):
-        if labels and len(labels) != count:
-            raise MulticamError(f"{count} {what} of tiles, but {len(labels)} labels: {list(labels)}")
-    limits = _limits(tiles, scale)
+    count = len(tiles[0])
+    scales = [scale] * count if isinstance(scale, str) else list(scale)
+    for what, expected, given in (
+        ("columns of tiles, but {} labels", count, columns),
+        ("rows of tiles, but {} labels", len(tiles), rows),
+        ("columns of tiles, but {} scales", count, scales),
+    ):
+        if given and len(given) != expected:
+            raise MulticamError(f"{expected} {what.format(len(given))}: {list(given)}")
+    limits = _limits(tiles, scales)
     signed = any((tile.map < 0).any() for row in tiles for tile in row if tile.map is not None)
     colormap = colormap or ("diverging" if signed else "inferno")
     drawn = [
@@ -151,147 +162,71 @@ def figure(
     # Sizes first, then the page, then places: nothing overlaps, whatever the texts and the shapes of the tiles.
     side = sheet.fit(rows, [0.9] * len(rows), _TEXT_PT)
     left = _EDGE_IN + (side.width + 0.08 if rows else 0)
-    gaps = np.array([0.05 if a == b else 0.14 for a, b in pairwise(columns or [""] * len(tiles[0]))] + [0.0])
+    groups = [[c for c, _ in group] for _, group in groupby(enumerate(columns), key=itemgetter(1))]
+    gaps = np.array([0.05 if a == b else 0.14 for a, b in pairwise(columns or [""] * count)] + [0.0])
     aspects = np.array([[1 if rgb is None else rgb.shape[1] / rgb.shape[0] for rgb in row] for row in drawn])
     shapes = aspects.max(0).clip(0.5, 3)
-    tall = min(_TILE_IN, _PAGE_IN / len(tiles), (width - left - _EDGE_IN - gaps.sum()) / shapes.sum())
+    bands, tall = _bands(groups or [[c] for c in range(count)], gaps, shapes, len(tiles), width - left - _EDGE_IN)
     if tall < 0.1:
-        raise MulticamError(f"{len(shapes)} columns of tiles do not fit into {width} inches: give a larger width")
+        raise MulticamError(f"{count} columns of tiles do not fit into {width} inches: give a larger width")
     wide = shapes * tall
+    x = left + np.concatenate([np.cumsum(wide[band] + gaps[band]) - wide[band] - gaps[band] for band in bands])
+    right = (x + wide).max()
     high = np.minimum(tall, wide / aspects)
-    deep = np.maximum(high.max(1), [side.part(r, 1).height for r in range(len(tiles))])
-    x = left + np.cumsum(wide + gaps) - wide - gaps
-    right = x[-1] + wide[-1]
-    groups = [[c for c, _ in group] for _, group in groupby(enumerate(columns), key=itemgetter(1))]
+    deep = np.maximum(
+        np.stack([high[:, band].max(1) for band in bands], 1), [[side.part(r, 1).height] for r in range(len(tiles))]
+    )
     starts, ends = np.array([x[g[0]] for g in groups]), np.array([x[g[-1]] + wide[g[-1]] for g in groups])
     top = sheet.fit([title], [right - left], _TEXT_PT + 1)
     head = sheet.fit([columns[g[0]] for g in groups], ends - starts, _TEXT_PT)
+    heads = [[g for g, group in enumerate(groups) if group[0] in band] for band in bands]
     notes = sheet.fit([tile.caption for row in tiles for tile in row], [*wide] * len(tiles), _NOTE_PT)
-    below = [notes.part(r * len(row), len(row)) for r, row in enumerate(tiles)]
-    steps = deep + [texts.height for texts in below] + 0.06
-    y = 2 * _EDGE_IN + top.height + head.height + np.cumsum(steps) - steps
-    end = y[-1] + steps[-1]
-    bars = _bars(limits, scale, x, wide)
-    marks = [mark for _, _, limit in bars for mark in _ticks(limit, scale, colormap)]
-    ticks = sheet.fit(marks, [length / 3.3 for _, length, _ in bars for _ in range(3)], _NOTE_PT)
-    meaning = "evidence, each map by its own maximum" if scale == "each" else f"evidence, {units}"
-    legend = sheet.fit([meaning if bars else ""], [right - left], _NOTE_PT)
-    tick_y = end + _BAR_IN[1] + 0.04
-    legend_y = tick_y + ticks.height
-    sheet.page.set_size_inches(right + _EDGE_IN, legend_y + legend.height if bars else end)
+    below = [[notes.part(r * count + band[0], len(band)) for band in bands] for r in range(len(tiles))]
+    steps = deep + [[texts.height for texts in row] for row in below] + 0.06
+    bars = _bars(limits, scales, x, wide)
+    marks = [_ticks(bar, colormap) for bar in bars]
+    # The three marks of a bar, or the two at its ends, never meet.
+    rooms = [bar.length / (3.3 if mark[1] else 2.2) for bar, mark in zip(bars, marks, strict=True) for _ in mark]
+    ticks = sheet.fit([text for mark in marks for text in mark], rooms, _NOTE_PT)
+    own = any(bar.scale == "each" for bar in bars)
+    said = [units] * any(bar.scale != "each" for bar in bars) + ["each map by its own maximum"] * own
+    legend = sheet.fit(["evidence, " + "; max: ".join(said) if bars else ""], [right - left], _NOTE_PT)
+    foot = np.array(
+        [_BAR_IN[1] + 0.04 + ticks.height if any(bar.column in band for bar in bars) else 0 for band in bands]
+    )
+    above = np.array([max((head.part(g, 1).height for g in named), default=0) for named in heads])
+    blocks = above + steps.sum(0) + foot + _BAND_IN
+    y = 2 * _EDGE_IN + top.height + np.cumsum(blocks) - blocks + above + np.cumsum(steps, 0) - steps
+    floor = y[-1] + steps[-1]
+    sheet.page.set_size_inches(right + _EDGE_IN, floor[-1] + foot[-1] + legend.height)
 
     sheet.write(top, [(left + right) / 2], _EDGE_IN)
-    sheet.write(head, (starts + ends) / 2, y[0] - 0.03, va="bottom")
-    for r, row in enumerate(tiles):
-        sheet.write(side.part(r, 1), [left - 0.08], y[r] + deep[r] / 2, ha="right", va="center")
-        sheet.write(below[r], x + wide / 2, y[r] + deep[r] + 0.03)
-        for c, (tile, rgb) in enumerate(zip(row, drawn[r], strict=True)):
-            if rgb is not None:
-                w, h = high[r, c] * aspects[r, c], high[r, c]
-                box = x[c] + (wide[c] - w) / 2, y[r] + (deep[r] - h) / 2, w, h
-                sheet.show(rgb, box, "tile", region=tile.region)
-    for i, (start, length, limit) in enumerate(bars):
-        low = -1 if colormap == "diverging" else 0
-        ramp = colorize(torch.linspace(low, 1, 255)[None], colormap)
-        sheet.show(ramp, (start, end + 0.02, length, _BAR_IN[1]), "bar", span=(low * limit, limit))
+    for k, band in enumerate(bands):
+        for g in heads[k]:
+            sheet.write(head.part(g, 1), [(starts[g] + ends[g]) / 2], y[0, k] - 0.03, va="bottom")
+        for r, row in enumerate(tiles):
+            sheet.write(side.part(r, 1), [left - 0.08], y[r, k] + deep[r, k] / 2, ha="right", va="center")
+            sheet.write(below[r][k], x[band] + wide[band] / 2, y[r, k] + deep[r, k] + 0.03)
+            for c in band:
+                rgb = drawn[r][c]
+                if rgb is not None:
+                    w, h = high[r, c] * aspects[r, c], high[r, c]
+                    box = x[c] + (wide[c] - w) / 2, y[r, k] + (deep[r, k] - h) / 2, w, h
+                    sheet.show(rgb, box, "tile", region=row[c].region)
+    low = -1 if colormap == "diverging" else 0
+    ramp = colorize(torch.linspace(low, 1, 255)[None], colormap)
+    for i, bar in enumerate(bars):
+        end = next(end for band, end in zip(bands, floor, strict=True) if bar.column in band)
+        place = bar.start, end + 0.02, bar.length, _BAR_IN[1]
+        sheet.show(ramp, place, "bar", span=(low * bar.limit, bar.limit))
         for j, ha in enumerate(("left", "center", "right")):
-            sheet.write(ticks.part(3 * i + j, 1), [start + j * length / 2], tick_y, ha=ha)
-    sheet.write(legend, [(left + right) / 2], legend_y)
+            at = bar.start + j * bar.length / 2
+            sheet.write(ticks.part(3 * i + j, 1), [at], end + _BAR_IN[1] + 0.04, ha=ha)
+    sheet.write(legend, [(left + right) / 2], floor[-1] + foot[-1])
     return Picture(sheet.page)
 
 
-def panel(
-    inputs: Mapping[str, Tensor],
-    maps: Mapping[str, Tensor],
-    *,
-    scale: Scale | None = None,
-    spectral: Collection[str] = (),
-    captions: Mapping[str, Sequence[str]] | None = None,
-    regions: Tensor | Mapping[str, Tensor] | None = None,
-    rows: Sequence[str] = (),
-    title: str = "",
-    colormap: Colormap | None = None,
-    width: float = 7.0,
-) -> Picture:
-    """A printable figure with one row for each sample: every input, and beside it the map over that input.
-
-    A map whose name is no input, one that is smaller than its input and one of a spectral input are shown alone.
-
-    Args:
-        inputs: Name to images `(b c h w)`, or clips `(b c t h w)` or `(b t c h w)`.
-        maps: Name to raw maps `(b h w)`, or `(b t h w)`.
-        scale: See `figure`. None means shared, so that an input the model ignored looks ignored; or each, for `Maps`
-            whose values are not comparable.
-        spectral: The inputs whose axes are frequencies: no place in them is a place in the photo, so no map is laid
-            over them.
-        captions: Name of a map to one text for each sample. None writes each map's share of the evidence, where maps
-            are comparable.
-        regions: The true regions as masks `(b h w)` of any resolution, or one such tensor per name; drawn as contours
-            (one tensor for all leaves out the spectral inputs).
-        rows: A label for each sample.
-        title: The line on top.
-        colormap: See `colorize`.
-        width: See `figure`.
-
-    Raises:
-        MulticamError: A name does not exist, or there are not equally many samples of everything.
-
-    Example:
-        >>> import torch
-        >>> inputs = {"rgb": torch.rand(2, 3, 8, 8), "depth": torch.rand(2, 1, 8, 8)}
-        >>> panel(inputs, {"rgb": torch.rand(2, 8, 8), "depth": torch.rand(2, 4, 4)})  # doctest: +ELLIPSIS
-        Picture(8 tiles, ...)
-    """
-    maps = maps if isinstance(maps, Maps) else Maps(maps)
-    frames = {name: map.shape[1] for name, map in maps.items() if map.ndim == 4}
-    inputs = {name: frames_second(x, frames.get(name)) if x.ndim == 5 else x for name, x in inputs.items()}
-    names = list(dict.fromkeys([*inputs, *maps]))
-    if not isinstance(regions, Mapping):
-        regions = {} if regions is None else {name: regions for name in names if name not in spectral}
-    if captions is None:
-        captions = _shares(maps) if maps.comparable and len(maps) > 1 else {}
-    for what, given, known in (("input", spectral, inputs), ("map", captions, maps), ("input or map", regions, names)):
-        for name in given:
-            if name not in known:
-                raise unknown(what, name, known)
-    for name, image in inputs.items():
-        if image.ndim not in (4, 5):
-            raise MulticamError(
-                f"input {name!r} {tuple(image.shape)} is no image (b c h w) or (b c t h w): leave it out"
-            )
-    parts = (("input", inputs), ("map", maps), ("region of", regions), ("captions of", captions))
-    samples = {f"{what} {name!r}": len(values) for what, group in parts for name, values in group.items()}
-    if len({*samples.values()}) != 1:
-        raise MulticamError(f"a panel needs equally many samples of everything, not {samples}")
-
-    def tiles(name: str, i: int) -> list[Tile]:
-        image = inputs[name][i] if name in inputs else None
-        region = regions[name][i] if name in regions else None
-        if name not in maps:
-            return [Tile(image, region=region)]
-        map = maps[name][i]
-        alone = image is None or name in spectral or image.shape[-2:] != map.shape[-2:]
-        evidence = Tile(None if alone else image, map, captions[name][i] if name in captions else "", region)
-        return [evidence] if image is None else [Tile(image), evidence]
-
-    return figure(
-        [[tile for name in names for tile in tiles(name, i)] for i in range(max(samples.values()))],
-        columns=[name for name in names for _ in tiles(name, 0)],
-        rows=rows,
-        title=title,
-        scale=scale or ("shared" if maps.comparable else "each"),
-        units="units of the score" if maps.comparable else "arbitrary units",
-        colormap=colormap,
-        width=width,
-    )
-
-
-def _shares(maps: Maps) -> dict[str, list[str]]:
-    columns = zip(maps, maps.shares().T.tolist(), strict=True)
-    return {name: [f"{name} {100 * share:.0f}\N{NO-BREAK SPACE}%" for share in shares] for name, shares in columns}
-
-
-def _limits(tiles: Sequence[Sequence[Tile]], scale: Scale) -> dict[tuple[int, int], float]:
+def _limits(tiles: Sequence[Sequence[Tile]], scales: Sequence[Scale]) -> dict[tuple[int, int], float]:
     """The divisor of each map, by row and column of its tile."""
     tops = {}
     for r, row in enumerate(tiles):
@@ -306,10 +241,11 @@ def _limits(tiles: Sequence[Sequence[Tile]], scale: Scale) -> dict[tuple[int, in
         "column": itemgetter(1),
         "each": lambda at: at,
     }
-    if scale not in alike:
-        raise unknown("scale", scale, alike)
-    key = alike[scale]
-    return {at: max(top for other, top in tops.items() if key(other) == key(at)) or 1.0 for at in tops}
+    for scale in scales:
+        if scale not in alike:
+            raise unknown("scale", scale, alike)
+    keys = {at: alike[scales[at[1]]](at) for at in tops}
+    return {at: max(top for other, top in tops.items() if keys[other] == keys[at]) or 1.0 for at in tops}
 
 
 def _draw(tile: Tile, limit: float, colormap: Colormap) -> UInt8[np.ndarray, "h w 3"] | None:
@@ -328,20 +264,54 @@ def _draw(tile: Tile, limit: float, colormap: Colormap) -> UInt8[np.ndarray, "h 
     return overlay(torch.from_numpy(grey), map, colormap=colormap)
 
 
+def _bands(
+    groups: Sequence[list[int]], gaps: np.ndarray, shapes: np.ndarray, rows: int, room: float
+) -> tuple[list[list[int]], float]:
+    """The columns of each band, with groups kept together, and the height of a tile.
+
+    As few bands as make tiles legible, or else those with the largest tiles.
+    """
+    found = []
+    for count in range(1, len(groups) + 1):
+        bands: list[list[int]] = [[]]
+        for group in groups:
+            if bands[-1] and len(bands[-1]) + len(group) > ceil(len(shapes) / count):
+                bands.append([])
+            bands[-1] += group
+        wide = (float((room - gaps[band[:-1]].sum()) / shapes[band].sum()) for band in bands)
+        found.append((bands, min(_TILE_IN, _PAGE_IN / (rows * len(bands)), *wide)))
+        if found[-1][1] >= _LEGIBLE_IN:
+            break
+    return max(found, key=itemgetter(1))
+
+
+class _Bar(NamedTuple):
+    """A colour bar below the tiles of a column: where it starts, how long it is, and the value it ends with."""
+
+    column: int
+    start: float
+    length: float
+    limit: float
+    scale: Scale
+
+
 def _bars(
-    limits: Mapping[tuple[int, int], float], scale: Scale, x: np.ndarray, wide: np.ndarray
-) -> list[tuple[float, float, float]]:
-    """Where each colour bar starts, how long it is and the value it ends with."""
-    if scale == "column":
-        return [(x[c], wide[c], limit) for c, limit in {c: limit for (_, c), limit in limits.items()}.items()]
-    right = x[-1] + wide[-1]
-    length = min(right - x[0], _BAR_IN[0])
-    return [((x[0] + right - length) / 2, length, limit) for limit in [*limits.values()][:1]]
+    limits: Mapping[tuple[int, int], float], scales: Sequence[Scale], x: np.ndarray, wide: np.ndarray
+) -> list[_Bar]:
+    columns = {c: limit for (_, c), limit in limits.items()}
+    if {scales[c] for c in columns} - {"column"} and len({scales[c] for c in columns}) == 1:
+        left, right = x.min(), (x + wide).max()
+        length = min(right - left, _BAR_IN[0])
+        c, limit = max(columns.items())
+        return [_Bar(len(x) - 1, (left + right - length) / 2, length, limit, scales[c])]
+    return [_Bar(c, x[c], wide[c], limit, scales[c]) for c, limit in columns.items()]
 
 
-def _ticks(limit: float, scale: Scale, colormap: Colormap) -> list[str]:
-    half, top = ("", "max") if scale == "each" else (f"{limit / 2:.3g}", f"{limit:.3g}")
-    return [f"\N{MINUS SIGN}{top}", "0", top] if colormap == "diverging" else ["0", half, top]
+def _ticks(bar: _Bar, colormap: Colormap) -> tuple[str, str, str]:
+    """The marks at the start, the middle and the end of a bar; none in the middle of a short one."""
+    half, top = ("", "max") if bar.scale == "each" else (f"{bar.limit / 2:.3g}", f"{bar.limit:.3g}")
+    low, half = (f"\N{MINUS SIGN}{top}", "0") if colormap == "diverging" else ("0", half)
+    return low, half if bar.length > 1 else "", top
 
 
 @dataclass(frozen=True)
@@ -420,17 +390,18 @@ class _Sheet:
 
 
 def _wrap(text: str, width: float, measure: Callable[[str], float]) -> str:
-    """The text with a line break wherever the next word would pass the width."""
+    """The text with a line break wherever the next word would pass the width, also inside a long NameOfAClass."""
     lines = []
     for paragraph in text.split("\n"):
-        first, *words = paragraph.split(" ")
-        lines.append(first)
-        for word in words:
-            longer = f"{lines[-1]} {word}"
-            if measure(longer) <= width:
-                lines[-1] = longer
-            else:
-                lines.append(word)
+        lines.append("")
+        for word in paragraph.split(" "):
+            humps = [word] if "$" in word or measure(word) <= width else _HUMP.split(word)
+            for gap, part in zip([" ", *[""] * len(humps)], humps, strict=False):
+                longer = lines[-1] + gap + part if lines[-1] else part
+                if not lines[-1] or measure(longer) <= width:
+                    lines[-1] = longer
+                else:
+                    lines.append(part)
     return "\n".join(lines)
 
 

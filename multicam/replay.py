@@ -376,11 +376,13 @@ def _where(x: Tensor, again: Tensor, batch: int, n: int) -> Rows | None:
 
 def _equal(x: Tensor, y: Tensor, tolerance: float) -> bool:
     """Whether two tensors are equal up to a share of the largest value."""
-    if not tolerance or x.numel() == 0:
+    if not tolerance or y.numel() == 0:
         return torch.equal(x, y)
-    finite = y[y.isfinite()]
-    size = float(finite.abs().max()) if len(finite) else 0.0
-    return torch.allclose(x, y, rtol=0, atol=tolerance * size, equal_nan=True)
+    size = y.abs().max()
+    if size.isfinite():
+        return bool((x - y).abs().max() <= tolerance * size)
+    finite = y[y.isfinite()].abs()
+    return torch.allclose(x, y, 0, tolerance * float(finite.max()) if len(finite) else 0.0, equal_nan=True)
 
 
 def _changed(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -38,7 +38,7 @@ class Site:
     scores: Float[Tensor, " b"]
     trace: "Trace" = field(repr=False)
 
-    @property
+    @cached_property
     def grads(self) -> Float[Tensor, "b c *grid"]:
         """The gradient of each score by the activations `(b c *grid)`; the first use runs the one backward pass of the trace.
 

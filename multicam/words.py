@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from inspect import getdoc
 from math import prod
+from textwrap import fill
 
 from multicam.cam import CAM
 from multicam.catalogue import METHODS
@@ -88,6 +90,26 @@ def read_method(text: str) -> type[CAM]:
     if plain not in methods:
         raise unknown("method", plain, methods)
     return methods[plain]
+
+
+def describe_methods() -> str:
+    """The methods that `read_method` knows, each with what it is in one sentence.
+
+    Example:
+        >>> " ".join(describe_methods().splitlines()[0].split())
+        'gradcam Grad-CAM: channels weighted by their spatially averaged gradient.'
+    """
+    summaries = {method.__name__.lower(): (getdoc(method) or "").split("\n\n")[0] for method in METHODS}
+    column = max(map(len, summaries)) + 2
+    return "\n".join(
+        fill(
+            f"{name:{column}}{summary}",
+            width=96,
+            initial_indent="  ",
+            subsequent_indent=" " * (column + 2),
+        )
+        for name, summary in summaries.items()
+    )
 
 
 def read_target(text: str) -> Target:

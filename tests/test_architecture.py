@@ -8,15 +8,17 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "multicam"
 FLOORS = [
-    ["errors", "maps", "tree", "inputs", "packing", "targets", "reshape", "modalities", "render", "figures"],
-    ["layers", "trace", "survey"],
-    ["adapter", "cam"],
-    ["demo", "demo_training", "demo_pictures", "files", "words", "cli", "__main__", "__init__"],
+    ["errors", "maps", "tree", "inputs", "packing", "targets", "boxes", "reshape", "modalities", "progress", "render",
+     "figures", "panels"],
+    ["layers", "taint", "replay", "trace", "survey"],
+    ["adapter", "cam", "methods", "perturb", "input_cam", "fullgrad", "catalogue", "wrappers", "sess", "concepts", "metrics"],
+    ["compat", "compat_cams", "compat_extras", "compat_metrics", "compat_targets", "compat_utils",
+     "demo", "demo_training", "demo_pictures", "files", "words", "cli", "__main__", "__init__"],
 ]
 FILES = {path.stem: path for path in PACKAGE.glob("*.py")}
 # Imported only inside the function that needs them, so that `import multicam` needs none of them.
 OPTIONAL = {"matplotlib", "skimage", "sklearn", "safetensors", "tqdm", "PIL", "scipy"}
-HOOKS = {"layers", "survey"}  # the only files that touch hooks
+HOOKS = {"layers", "replay", "survey"}  # the only files that touch hooks
 
 
 def imported(tree: ast.AST) -> set[str]:

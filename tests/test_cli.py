@@ -10,6 +10,7 @@ from PIL import Image
 
 import multicam
 from multicam import Binary, GradCAM, GradCAMPlusPlus, HiResCAM, Maps, Trace, tokens
+from multicam.catalogue import METHODS
 from multicam.cli import main
 from multicam.files import load_model, read_image
 
@@ -193,11 +194,36 @@ def test_explain_with_several_methods(run, two):
     for method in (HiResCAM, GradCAMPlusPlus):
         maps = method(load_model("nets.py:build"), layers, output="logits")(two, signed=True)
         same(npz("out/all.npz"), {f"{method.__name__}.{name}": values for name, values in maps.items()})
-        assert Path(f"out/all-{method.__name__}.png").is_file()
     header, _, note, *files = out.splitlines()
     assert header.split() == ["sample", "class", "score", "HiResCAM", "rgb", "HiResCAM", "depth"]
     assert note == "GradCAMPlusPlus tells no shares: the scale of its maps means nothing"
-    assert len(files) == 3
+    assert files == ["maps     out/all.npz", "picture  out/all.png"]
+    assert sorted(path.name for path in Path("out").iterdir()) == ["all.npz", "all.png"]
+
+
+@pytest.mark.parametrize(("word", "scale"), [(None, None), ("shared", "column"), ("each", "each")])
+def test_several_methods_are_the_comparison_of_the_library(run, monkeypatch, word, scale):
+    drawn = {}
+
+    def compare(images, methods, **options):
+        drawn.update(images=images, methods=methods, **options)
+        return types.SimpleNamespace(save=lambda path: Path(path).touch())
+
+    monkeypatch.setattr("multicam.figures.compare", compare)
+    methods = ["--method", "hirescam", "--method", "eigencam", *(["--scale", word] if word else [])]
+    assert run("explain", *TWO, *methods, "--spectral", "depth")[0] == 0
+    assert list(drawn["images"]) == ["rgb", "depth"]
+    assert {name: maps.comparable for name, maps in drawn["methods"].items()} == {"HiResCAM": True, "EigenCAM": False}
+    same(npz(), {f"{method}.{name}": m for method, maps in drawn["methods"].items() for name, m in maps.items()})
+    assert (drawn["scale"], drawn["spectral"], drawn["title"]) == (scale, ["depth"], "target top")
+
+
+def test_help_lists_every_method(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["explain", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    for method in METHODS:
+        assert any(line.split()[:1] == [method.__name__.lower()] for line in lines), method
 
 
 def test_explain_several_samples_each_with_its_target(run):

@@ -14,7 +14,8 @@ from skimage import data
 from test_render import golden
 
 from multicam.errors import MulticamError
-from multicam.figures import Picture, Tile, figure, panel
+from multicam.figures import Picture, Tile, figure
+from multicam.panels import compare, panel
 from multicam.maps import Maps
 from multicam.render import colorize, overlay, to_rgb
 
@@ -145,7 +146,7 @@ def test_a_clip_is_shown_where_its_evidence_is() -> None:
         ({"maps": {"rgb": torch.ones(2, 8)}}, r"the map in row 0, column 1 is \(8,\): a tile shows \(h w\)"),
         ({"maps": {"rgb": torch.full((2, 8, 8), torch.nan)}}, "the map in row 0, column 1 has NaN"),
         ({"rows": ["one"]}, r"2 rows of tiles, but 1 labels: \['one'\]"),
-        ({"width": 0.5}, "4 columns of tiles do not fit into 0.5 inches"),
+        ({"width": 0.3}, "4 columns of tiles do not fit into 0.3 inches"),
         ({"colormap": "jet", "maps": {"rgb": -torch.ones(2, 8, 8)}}, "'jet' shows 0..1"),
     ],
 )
@@ -154,7 +155,88 @@ def test_what_does_not_fit_is_named(inputs, maps, change, message) -> None:
         panel(**{"inputs": inputs, "maps": maps, **change})
 
 
+# compare
+
+
+def test_every_method_has_its_own_scale_which_its_inputs_share(inputs, maps) -> None:
+    double = Maps({name: 2 * m for name, m in maps.items()})
+    picture = compare(inputs, {"ours": maps, "theirs": double}, spectral=["fft"])
+    assert limits(picture) == [(0, 3), (0, 6)]
+    tiles = pixels(picture)
+    assert len(tiles) == 12  # samples, inputs; the input and two methods
+    for i in range(2):
+        image, ours, theirs = tiles[6 * i : 6 * i + 3]
+        assert np.array_equal(image, to_rgb(inputs["rgb"][i]))
+        assert np.array_equal(ours, theirs)
+        assert np.array_equal(ours, overlay(grey(inputs["rgb"][i]), torch.ones(8, 8)))
+        assert np.array_equal(tiles[6 * i + 4], colorize(torch.full((8, 8), 1 / 3)))
+    shown = [text.replace("\N{NO-BREAK SPACE}", " ") for text in texts(picture)]
+    assert shown.count("rgb 75 %") == shown.count("fft 25 %") == 4
+    assert "evidence, units of the score, one scale for each method" in shown
+
+
+def test_a_method_that_does_not_compare_shares_no_scale(inputs, maps) -> None:
+    picture = compare(inputs, {"ours": maps, "theirs": Maps(maps, comparable=False)})
+    assert np.array_equal(pixels(picture)[5], overlay(grey(inputs["fft"][0]), torch.ones(8, 8)))
+    shown = texts(picture)
+    assert " ".join(shown[-1].split()).endswith("one scale for each method; max: each map by its own maximum")
+    assert {"3", "max"} <= {*shown} and sum("%" in text for text in shown) == 4
+    assert "evidence, each map by its own maximum" in texts(compare(inputs, {"theirs": Maps(maps, comparable=False)}))
+    forced = compare(inputs, {"theirs": Maps(maps, comparable=False)}, scale="column")
+    assert "arbitrary units" in " ".join(" ".join(texts(forced)).split())
+
+
+def test_tensors_of_methods_lie_on_the_only_input(inputs, maps) -> None:
+    picture = compare({"rgb": inputs["rgb"]}, {"ours": maps["rgb"], "theirs": -maps["rgb"]}, rows=["a", "b"])
+    tiles = pixels(picture)
+    assert np.array_equal(tiles[1], overlay(grey(inputs["rgb"][0]), torch.ones(8, 8), colormap="diverging"))
+    assert np.array_equal(tiles[2], overlay(grey(inputs["rgb"][0]), -torch.ones(8, 8)))
+    assert [text for text in texts(picture) if text in ("input", "ours", "theirs", "a", "b", "rgb")] == [
+        "input", "ours", "theirs", "a", "b",
+    ]  # fmt: skip
+
+
+def test_a_method_without_a_map_of_an_input_leaves_its_place_empty(inputs, maps) -> None:
+    assert len(pixels(compare(inputs, {"a": maps, "b": {"rgb": maps["rgb"]}}))) == 10
+    assert len(pixels(compare(inputs, {"b": {"rgb": maps["rgb"]}}))) == 4
+    assert len(pixels(compare({}, {"a": maps}))) == 4
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 20])
+def test_any_number_of_methods_is_legible(count: int) -> None:
+    methods = {f"SmoothGradCAMPlusPlus{i}": Maps({"rgb": torch.rand(1, 8, 8)}) for i in range(count)}
+    picture = compare({"rgb": torch.rand(1, 3, 8, 8)}, methods)
+    sizes = [a.get_window_extent().height / picture.figure.dpi for a in axes(picture, "tile")]
+    assert len(sizes) == count + 1 and min(sizes) > 0.75
+    assert min(text.get_size() for text in picture.figure.texts) > 6
+    assert picture.figure.get_size_inches()[0] <= 7.001
+
+
+@pytest.mark.parametrize(
+    ("methods", "change", "message"),
+    [
+        ({}, {}, "compare takes the maps of each method, .* not none"),
+        (Maps({"rgb": torch.ones(2, 8, 8)}), {}, "not the maps of one, which are for panel"),
+        ({"a": {"rgb": torch.ones(1, 8, 8)}}, {}, "equally many samples of everything, not .*\"a map 'rgb'\": 1"),
+        ({"a": {"rgb": torch.ones(2, 8, 8)}}, {"rows": ["one"]}, r"2 samples, but 1 labels: \['one'\]"),
+        ({"a": {"rgb": torch.ones(2, 8, 8)}}, {"spectral": ["ftt"]}, "no input 'ftt'; did you mean 'fft'"),
+    ],
+)
+def test_what_does_not_compare_is_named(inputs, methods, change, message) -> None:
+    with pytest.raises(MulticamError, match=message):
+        compare(inputs, methods, **change)
+
+
 # figure
+
+
+def test_a_scale_for_each_column() -> None:
+    map = torch.rand(4, 4)
+    picture = figure([[Tile(map=map), Tile(map=2 * map)], [Tile(map=map / 2), Tile(map=map)]], scale=["column", "each"])
+    tiles = pixels(picture)
+    assert np.array_equal(tiles[1], tiles[3]) and not np.array_equal(tiles[0], tiles[2])
+    with pytest.raises(MulticamError, match="2 columns of tiles, but 1 scales"):
+        figure([[Tile(map=map), Tile(map=map)]], scale=["each"])
 
 
 def test_methods_side_by_side_each_on_the_scale_of_its_column() -> None:
