@@ -1,13 +1,19 @@
 """Explain a PyTorch model that takes several inputs, without editing it."""
 
 from multicam.adapter import PackedModel
+from multicam.boxes import BoxScore, TopBox
 from multicam.cam import CAM, explain_methods
+from multicam.concepts import Concepts, factorize
 from multicam.errors import MulticamError
 from multicam.figures import Picture, Tile, figure
+from multicam.fullgrad import CompleteFullGrad, FullGrad
+from multicam.input_cam import InputCAM
 from multicam.inputs import Inputs
 from multicam.layers import Layer
 from multicam.maps import Maps
 from multicam.methods import (
+    FEM,
+    KPCACAM,
     EigenCAM,
     EigenGradCAM,
     GradCAM,
@@ -15,51 +21,97 @@ from multicam.methods import (
     GradCAMPlusPlus,
     HiResCAM,
     LayerCAM,
+    OriginalCAM,
+    RandomCAM,
+    SegEigenCAM,
+    ShapleyCAM,
+    WeightedCAM,
     XGradCAM,
 )
 from multicam.modalities import MODALITIES
 from multicam.packing import Spec
 from multicam.panels import compare, panel
+from multicam.perturb import ISCAM, RISE, SSCAM, AblationCAM, ScoreCAM, SmoothGradCAMPlusPlus
 from multicam.render import colorize, normalize, overlay
 from multicam.reshape import as_it_is, channels_last, stacked, tokens
+from multicam.sess import SESS
 from multicam.survey import list_layers
-from multicam.targets import Binary, ClassScore, Contrast, Probability, Regression, Similarity, TopClass
+from multicam.targets import (
+    Binary,
+    ClassScore,
+    Contrast,
+    Probability,
+    QueryScore,
+    Regression,
+    SegmentationScore,
+    Similarity,
+    TopClass,
+)
 from multicam.trace import Site, Trace
+from multicam.wrappers import Augmented, EigenSmoothed, FinerCAM, RefineCAM
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CAM",
+    "FEM",
+    "ISCAM",
+    "KPCACAM",
     "MODALITIES",
+    "RISE",
+    "SESS",
+    "SSCAM",
+    "AblationCAM",
+    "Augmented",
     "Binary",
+    "BoxScore",
     "ClassScore",
+    "CompleteFullGrad",
+    "Concepts",
     "Contrast",
     "EigenCAM",
     "EigenGradCAM",
+    "EigenSmoothed",
+    "FinerCAM",
+    "FullGrad",
     "GradCAM",
     "GradCAMElementWise",
     "GradCAMPlusPlus",
     "HiResCAM",
+    "InputCAM",
     "Inputs",
     "Layer",
     "LayerCAM",
     "Maps",
     "MulticamError",
+    "OriginalCAM",
     "PackedModel",
     "Picture",
     "Probability",
+    "QueryScore",
+    "RandomCAM",
+    "RefineCAM",
     "Regression",
+    "ScoreCAM",
+    "SegEigenCAM",
+    "SegmentationScore",
+    "ShapleyCAM",
     "Similarity",
     "Site",
+    "SmoothGradCAMPlusPlus",
     "Spec",
     "Tile",
+    "TopBox",
     "TopClass",
     "Trace",
+    "WeightedCAM",
     "XGradCAM",
     "as_it_is",
     "channels_last",
     "colorize",
+    "compare",
     "explain_methods",
+    "factorize",
     "figure",
     "list_layers",
     "normalize",
