@@ -1,6 +1,8 @@
 """Every method, for whoever needs to choose one by name or to try them all."""
 
 from multicam.cam import CAM
+from multicam.fullgrad import CompleteFullGrad, FullGrad
+from multicam.input_cam import InputCAM
 from multicam.methods import (
     FEM,
     KPCACAM,
@@ -17,7 +19,7 @@ from multicam.methods import (
     ShapleyCAM,
     XGradCAM,
 )
-from multicam.perturb import ISCAM, SSCAM, AblationCAM, ScoreCAM, SmoothGradCAMPlusPlus
+from multicam.perturb import ISCAM, RISE, SSCAM, AblationCAM, ScoreCAM, SmoothGradCAMPlusPlus
 
 # On any layer, all from the one forward and backward pass of a trace.
 ONE_PASS: tuple[type[CAM], ...] = (
@@ -27,3 +29,5 @@ ONE_PASS: tuple[type[CAM], ...] = (
 METHODS: tuple[type[CAM], ...] = (
     *ONE_PASS, OriginalCAM, ShapleyCAM, SmoothGradCAMPlusPlus, AblationCAM, ScoreCAM, ISCAM, SSCAM,
 )  # fmt: skip
+# Without a layer.
+INPUT_METHODS: tuple[type[InputCAM], ...] = (RISE, FullGrad, CompleteFullGrad)

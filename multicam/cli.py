@@ -178,10 +178,10 @@ def _parser() -> argparse.ArgumentParser:
         "--layer",
         metavar="[NAME=]PATH[#CALL][:PICK]",
         action="append",
-        required=True,
+        default=[],
         help="a layer as `multicam layers` lists it; a NAME that is an input's lays its map on that input. #CALL is one "
         "call of a shared module, counted from 0, :PICK one tensor of several that the layer returns. Repeat it with "
-        "other names",
+        "other names. Only rise and the fullgrads go without",
     )
     explain.add_argument("--grid", metavar="[NAME=]GRID", action="append", default=[], help="see grids below")
     explain.add_argument(
@@ -248,12 +248,17 @@ def _layers(args: argparse.Namespace) -> None:
 def _explain(args: argparse.Namespace) -> None:
     import numpy as np
 
+    from multicam.cam import CAM
     from multicam.files import blame
     from multicam.layers import unwrapped
+    from multicam.maps import Maps
     from multicam.trace import Trace
     from multicam.words import read_layers, read_method, read_output, read_target
 
     methods = [read_method(name) for name in args.method or ["gradcam"]]
+    layered = [method.__name__ for method in methods if issubclass(method, CAM)]
+    if layered and not args.layer:
+        raise MulticamError(f"{layered[0]} explains a layer: give one with --layer, as `multicam layers` lists them")
     target = read_target(args.target)
     output = None if args.output is None else read_output(args.output)
     model, inputs = _loaded(args)
@@ -262,7 +267,14 @@ def _explain(args: argparse.Namespace) -> None:
     layers = read_layers(args.layer, args.grid, unnamed=images[0] if len(images) == 1 else "map")
     with blame("running the model"):
         trace = Trace(model, call, layers, target, output)
-        maps = {method.__name__: method(model, layers).maps(trace, signed=args.signed) for method in methods}
+        maps = {}
+        for method in methods:
+            if issubclass(method, CAM):
+                maps[method.__name__] = method(model, layers).maps(trace, signed=args.signed)
+            else:
+                found = method(model, images, output=output)(call, trace.target, signed=args.signed)
+                assert isinstance(found, Maps)  # since the inputs are named
+                maps[method.__name__] = found
     print(_summary(trace, maps, args.target))
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -301,8 +313,8 @@ def _summary(trace: "multicam.trace.Trace", maps: "Mapping[str, multicam.maps.Ma
 def _draw(trace: "multicam.trace.Trace", maps: "Mapping[str, multicam.maps.Maps]", args: argparse.Namespace) -> None:
     """Writes the picture: the panel of one method, or the comparison of several."""
     from multicam.figures import Scale
-    from multicam.panels import compare, panel
     from multicam.maps import Maps
+    from multicam.panels import compare, panel
 
     images = {name: leaf for name, leaf in trace.inputs.images.items() if leaf.ndim in (4, 5)}
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from multicam.catalogue import ONE_PASS
-from multicam.methods import HiResCAM
 from multicam.demo import CLASSES, LAYERS, EditDetector, Sample, inputs_of, load, sample
 from multicam.figures import Picture, Tile, figure
-from multicam.panels import panel
 from multicam.files import read_image
 from multicam.maps import Maps
+from multicam.methods import HiResCAM
+from multicam.panels import panel
 from multicam.render import normalize
 from multicam.trace import Trace
 

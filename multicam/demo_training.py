@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from multicam.cam import CAM
-from multicam.methods import GradCAM, HiResCAM
 from multicam.demo import (
     CLASSES,
     EDITS,
@@ -35,6 +34,7 @@ from multicam.demo import (
     uniform,
 )
 from multicam.maps import Maps
+from multicam.methods import GradCAM, HiResCAM
 from multicam.render import normalize
 
 EPOCHS, STEPS, BATCH = 10, 64, 32

@@ -16,7 +16,7 @@ from multicam.inputs import Inputs, frames_second
 from multicam.layers import Layer, Tap, Taps, undisturbed, unwrapped
 from multicam.reshape import Reshape
 from multicam.survey import list_layers
-from multicam.targets import OutputLike, TargetLike, as_target, score, select_output
+from multicam.targets import OutputLike, TargetLike, as_target, pinned, score, select_output
 
 BIASED = nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.Linear
 
@@ -143,7 +143,8 @@ def full_gradients(
     with torch.inference_mode(False), torch.enable_grad(), undisturbed(model), allow_mutation_on_saved_tensors():
         with taps.observe(call.batch, record) as seen:
             returned = call.own().map(with_gradient).run(model)
-        scores = score(as_target(target), select_output(returned, output), call.batch)
+        picked = select_output(returned, output)
+        scores = score(pinned(as_target(target), picked), picked, call.batch)
         if not scores.requires_grad:
             raise _unreached(names[0])
         wanted = [*images.values(), *(records[i] for i in range(len(biased)))]

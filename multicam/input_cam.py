@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from multicam.errors import MulticamError
-from multicam.inputs import Inputs
+from multicam.inputs import Inputs, as_names
 from multicam.layers import unwrapped
 from multicam.maps import Maps
 from multicam.targets import OutputLike, TargetLike
@@ -28,7 +28,8 @@ class InputCAM(ABC):
         self, model: nn.Module, inputs: str | Sequence[str] | None = None, *, output: OutputLike = None
     ) -> None:
         self.model = unwrapped(model)
-        self.inputs = inputs
+        self.single = isinstance(inputs, str)
+        self.inputs = as_names(inputs)
         self.output = output
 
     @abstractmethod
@@ -48,7 +49,7 @@ class InputCAM(ABC):
         """
         call = Inputs.of(inputs).bind(self.model)
         images = list(call.images)
-        asked = [self.inputs] if isinstance(self.inputs, str) else list(images if self.inputs is None else self.inputs)
+        asked = images if self.inputs is None else list(self.inputs)
         names = [call.name(name) for name in asked]
         wrong = [name for name in names if name not in images]
         if wrong or not names:
@@ -58,9 +59,9 @@ class InputCAM(ABC):
             )
         found = self.evidence(call, names, target)
         maps = {short: found[name] if signed else found[name].relu() for short, name in zip(asked, names, strict=True)}
-        single = isinstance(self.inputs, str) or (self.inputs is None and len(names) == 1)
-        return maps[asked[0]] if single else Maps(maps, self.comparable)
+        only = self.single or (self.inputs is None and len(names) == 1)
+        return maps[asked[0]] if only else Maps(maps, self.comparable)
 
     def __repr__(self) -> str:
-        shown = "" if self.inputs is None else f", {self.inputs!r}"
+        shown = "" if self.inputs is None else f", {self.inputs[0] if self.single else list(self.inputs)!r}"
         return f"{type(self).__name__}({type(self.model).__name__}{shown})"

@@ -262,6 +262,19 @@ class Inputs:
         )
 
 
+def as_names(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """The names of inputs that a caller gave: one, several, or None.
+
+    Raises:
+        MulticamError: If it is anything else.
+    """
+    if names is None or isinstance(names, str):
+        return names if names is None else (names,)
+    if isinstance(names, Sequence) and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    raise MulticamError(f"inputs are named by a string, or several in a list, not by {names!r}")
+
+
 def is_image(leaf: Any) -> bool:
     """Whether a leaf can be packed and carry a map: `(b … h w)` with a channel axis, of a packable dtype."""
     return (

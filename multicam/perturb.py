@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from multicam.cam import LayersLike, input_of, spatial_size
 from multicam.errors import MulticamError
 from multicam.input_cam import InputCAM
-from multicam.inputs import Inputs
+from multicam.inputs import Inputs, as_names
 from multicam.methods import WeightedCAM, per_channel
 from multicam.progress import progress
 from multicam.reshape import Tokens
@@ -92,7 +92,7 @@ class MaskingCAM(WeightedCAM):
         batch_size: int = 32,
     ) -> None:
         super().__init__(model, layers, output=output)
-        self.masked = (masked,) if isinstance(masked, str) else masked
+        self.masked = as_names(masked)
         self.batch_size = _at_least_one("batch_size", batch_size)
 
     @abstractmethod
@@ -339,8 +339,8 @@ class RISE(InputCAM):
         seed: int = 0,
     ) -> None:
         super().__init__(model, inputs, output=output)
-        if not 0 < keep < 1:
-            raise MulticamError(f"keep is a share between 0 and 1, not {keep}")
+        if not isinstance(keep, float) or not 0 < keep < 1:
+            raise MulticamError(f"keep is a share between 0 and 1, not {keep!r}")
         self.masks, self.cells = _at_least_one("masks", masks), _at_least_one("cells", cells)
         self.keep, self.seed = keep, seed
         self.batch_size = _at_least_one("batch_size", batch_size)
@@ -427,6 +427,6 @@ def _normal(shape: Sequence[int], key: tuple[int, ...]) -> Tensor:
 
 
 def _at_least_one(name: str, value: int) -> int:
-    if value < 1:
-        raise MulticamError(f"{name} must be at least 1, not {value}")
+    if not isinstance(value, int) or value < 1:
+        raise MulticamError(f"{name} must be a whole number of at least 1, not {value!r}")
     return value

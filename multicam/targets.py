@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from multicam.errors import MulticamError
@@ -36,15 +36,7 @@ class ClassScore:
 
     def __call__(self, output: Any) -> Float[Tensor, " b"]:
         """The scores `(b,)`."""
-        logits = _class_scores(output, self)
-        batch, classes = logits.shape
-        index = (self.index,) * batch if isinstance(self.index, int) else self.index
-        if len(index) != batch:
-            raise MulticamError(f"{len(index)} target classes for {batch} samples; give one class, or one per sample")
-        wrong = [i for i in index if not -classes <= i < classes]
-        if wrong:
-            raise MulticamError(f"target class {wrong[0]} does not exist: the output has classes 0 to {classes - 1}")
-        return logits[torch.arange(batch, device=logits.device), torch.tensor(index, device=logits.device)]
+        return _of_class(_class_scores(output, self), self.index)
 
     def take(self, samples: Sequence[int]) -> "ClassScore":
         """The classes of these samples."""
@@ -169,6 +161,112 @@ class Contrast:
         return Contrast(_of_samples(self.index, samples), *self.others)
 
 
+@dataclass(frozen=True, eq=False)
+class SegmentationScore:
+    """The mean score of one class over a region of a segmentation `(b classes *grid)`.
+
+    Args:
+        index: The class, or one for each sample.
+        mask: The region on the grid of the output, `(*grid)` for all samples or `(b *grid)`: booleans, or weights from
+            0 up. None: the cells that the model itself calls this class (where there is only one class: those with a
+            positive score) for the unchanged inputs.
+
+    Example:
+        >>> output = torch.tensor([[[[3.0, 2.0, 3.0]], [[0.0, 5.0, 7.0]]]])  # classes 0 and 1 of a row of three cells
+        >>> SegmentationScore(1)(output), SegmentationScore(1, torch.tensor([[True, True, False]]))(output)
+        (tensor([6.]), tensor([2.5000]))
+    """
+
+    index: int | tuple[int, ...]
+    mask: Tensor | None
+
+    def __init__(self, index: int | Sequence[int] | Tensor, mask: Any = None) -> None:
+        object.__setattr__(self, "index", _indices(index))
+        object.__setattr__(self, "mask", None if mask is None else torch.as_tensor(mask))
+
+    def __call__(self, output: Any) -> Float[Tensor, " b"]:
+        """The scores `(b,)`."""
+        scores = _of_class(_dense(output, self, "classes *grid"), self.index)
+        # The number of pixels overflows float16.
+        weights = self._region(output).to(torch.promote_types(scores.dtype, torch.float32))
+        return (scores * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)
+
+    def pin(self, output: Any) -> "SegmentationScore":
+        """The target with the region of each sample `(b *grid)` as it is in this output."""
+        return SegmentationScore(self.index, self._region(output))
+
+    def take(self, samples: Sequence[int]) -> "SegmentationScore":
+        """The classes and regions of these samples, of a pinned target."""
+        assert self.mask is not None
+        return SegmentationScore(_of_samples(self.index, samples), self.mask[list(samples)])
+
+    def _region(self, output: Any) -> Shaped[Tensor, "b *grid"]:
+        logits = _dense(output, self, "classes *grid").detach()
+        batch, grid = logits.shape[0], tuple(logits.shape[2:])
+        if self.mask is None:
+            scores = _of_class(logits, self.index)
+            region = scores > 0 if logits.shape[1] == 1 else scores == logits.amax(1)
+        else:
+            region = self.mask.detach().to(logits.device)
+        if tuple(region.shape) not in (grid, (batch, *grid)):
+            raise MulticamError(
+                f"the mask is {tuple(region.shape)}, but the output has the grid {grid} for {batch} samples; resize the "
+                "mask to it (a network often segments at a part of its input's resolution)"
+            )
+        region = region.expand(batch, *grid)
+        empty = (~(region >= 0).flatten(1).all(1) | (region == 0).flatten(1).all(1)).nonzero().flatten().tolist()
+        if empty:
+            why = "the model calls nothing this class" if self.mask is None else "it has no cell, or negative weights"
+            raise MulticamError(f"no region to explain for class {self.index} in sample {empty[0]}: {why}")
+        return region
+
+    def __repr__(self) -> str:
+        return f"SegmentationScore({self.index}{'' if self.mask is None else f', mask {tuple(self.mask.shape)}'})"
+
+
+@dataclass(frozen=True)
+class QueryScore:
+    """The score of one class at one query of an output `(b queries classes)`: a DETR's logits, a decoder's tokens.
+
+    Args:
+        index: The class, or one for each sample.
+        query: The query, or one for each sample. None: the one whose score for the class is highest for the unchanged
+            inputs.
+
+    Example:
+        >>> output = torch.tensor([[[1.0, 2.0], [0.0, 5.0]]])
+        >>> QueryScore(1)(output), QueryScore(1, query=0)(output), QueryScore(1).pin(output)
+        (tensor([5.]), tensor([2.]), QueryScore(index=1, query=(1,)))
+    """
+
+    index: int | tuple[int, ...]
+    query: int | tuple[int, ...] | None
+
+    def __init__(self, index: int | Sequence[int] | Tensor, query: int | Sequence[int] | Tensor | None = None) -> None:
+        object.__setattr__(self, "index", _indices(index))
+        object.__setattr__(self, "query", None if query is None else _indices(query))
+
+    def __call__(self, output: Any) -> Float[Tensor, " b"]:
+        """The scores `(b,)`."""
+        scores = self._of_queries(output)
+        return scores.amax(1) if self.query is None else _of_class(scores, self.query, "query")
+
+    def pin(self, output: Any) -> "QueryScore":
+        """The target with the query of each sample as it is in this output."""
+        return QueryScore(self.index, self._of_queries(output).argmax(1)) if self.query is None else self
+
+    def take(self, samples: Sequence[int]) -> "QueryScore":
+        """The classes and queries of these samples."""
+        query = None if self.query is None else _of_samples(self.query, samples)
+        return QueryScore(_of_samples(self.index, samples), query)
+
+    def _of_queries(self, output: Any) -> Float[Tensor, "b queries"]:
+        logits = _dense(output, self, "queries classes")
+        if logits.ndim != 3:
+            raise MulticamError(f"{self!r} needs an output (b queries classes), but it is {tuple(logits.shape)}")
+        return _of_class(logits.mT, self.index)
+
+
 def as_target(target: TargetLike) -> Target:
     """The target that `target` means: None is each sample's top class, an int or one int per sample a class score.
 
@@ -208,7 +306,12 @@ def score(target: Target, output: Any, batch: int) -> Float[Tensor, " b"]:
     Raises:
         MulticamError: If the target returns anything else.
     """
-    scores = target(output)
+    try:
+        scores = target(output)
+    except Exception as error:
+        if not isinstance(output, Tensor) and not isinstance(error, MulticamError):
+            error.add_note(_unpicked(output))
+        raise
     if not isinstance(scores, Tensor) or tuple(scores.shape) != (batch,) or not scores.is_floating_point():
         given = f"{scores.dtype} {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         raise MulticamError(
@@ -222,20 +325,15 @@ def select_output(output: Any, path: OutputLike) -> Any:
 
     Args:
         output: What the model returned.
-        path: None for a tensor output, a path such as `"logits"`, `1`, `-1`, `"heads.0"`, or a callable.
+        path: None for all of it, a path such as `"logits"`, `1`, `-1`, `"heads.0"`, or a callable.
 
     Raises:
-        MulticamError: If the path does not exist, or is missing where the output is not one tensor.
+        MulticamError: If the path does not exist.
     """
     if callable(path):
         return path(output)
     if path is None:
-        if isinstance(output, Tensor):
-            return output
-        raise MulticamError(
-            f"the model returns a {type(output).__name__}, so say what to explain with output=…, "
-            f"one of: {_choices(output)}"
-        )
+        return output
     if isinstance(path, int) and isinstance(output, list | tuple) and -len(output) <= path < len(output):
         return output[path]
     tensors = {name: leaf for name, leaf in leaves(output).items() if isinstance(leaf, Tensor)}
@@ -244,9 +342,10 @@ def select_output(output: Any, path: OutputLike) -> Any:
     return tensors[resolve("output", str(path), tensors)]
 
 
-def _choices(output: Any) -> str:
+def _unpicked(output: Any) -> str:
     tensors = {name: leaf for name, leaf in leaves(output).items() if isinstance(leaf, Tensor)}
-    return ", ".join(f"{name!r} {tuple(leaf.shape)}" for name, leaf in tensors.items()) or "no tensor at all"
+    choices = ", ".join(f"{name!r} {tuple(leaf.shape)}" for name, leaf in tensors.items()) or "no tensor at all"
+    return f"the model returns a {type(output).__name__}, so say what to explain with output=…, one of: {choices}"
 
 
 def _indices(index: int | Sequence[int] | Tensor) -> int | tuple[int, ...]:
@@ -262,19 +361,49 @@ def _of_samples(index: int | tuple[int, ...], samples: Sequence[int]) -> int | t
     return index if isinstance(index, int) else tuple(index[sample] for sample in samples)
 
 
+def _of_class(
+    scores: Shaped[Tensor, "b classes *grid"], index: int | tuple[int, ...], axis: str = "class"
+) -> Shaped[Tensor, "b *grid"]:
+    """The scores of one class, or of one class per sample."""
+    batch, classes = scores.shape[:2]
+    chosen = (index,) * batch if isinstance(index, int) else index
+    names = {"class": "classes", "query": "queries"}[axis]
+    if len(chosen) != batch:
+        raise MulticamError(f"{len(chosen)} target {names} for {batch} samples; give one {axis}, or one per sample")
+    wrong = [i for i in chosen if not -classes <= i < classes]
+    if wrong:
+        raise MulticamError(f"target {axis} {wrong[0]} does not exist: the output has {names} 0 to {classes - 1}")
+    return scores[torch.arange(batch, device=scores.device), torch.tensor(chosen, device=scores.device)]
+
+
 def _class_scores(output: Any, target: Target) -> Tensor:
-    if isinstance(output, Tensor) and output.ndim == 2:
-        return output
-    given = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    tensor = _tensor(output)
+    if tensor.ndim == 2:
+        return tensor
     raise MulticamError(
-        f"{target!r} needs an output (b classes), but the output is {given}; pick another with output=…, or pass a "
-        "callable target that returns one score per sample (for (b,) outputs: Binary() or Regression(), for (b c h w): "
-        "lambda out: out[:, c].mean((1, 2)))"
+        f"{target!r} needs an output (b classes), but the output is of shape {tuple(tensor.shape)}; pick another with "
+        "output=…, or take another target: Binary() or Regression() for (b,), SegmentationScore(class) for (b classes h "
+        "w), QueryScore(class) for (b queries classes), or any callable that returns one score per sample"
     )
 
 
+def _dense(output: Any, target: Target, axes: str) -> Tensor:
+    tensor = _tensor(output)
+    if tensor.ndim < 3:
+        raise MulticamError(f"{target!r} needs an output (b {axes}), but the output is of shape {tuple(tensor.shape)}")
+    return tensor
+
+
 def _single(output: Any, target: Target) -> Tensor:
-    if isinstance(output, Tensor) and (output.ndim == 1 or (output.ndim == 2 and output.shape[1] == 1)):
-        return output.reshape(-1)
-    given = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-    raise MulticamError(f"{target!r} needs an output (b,) or (b 1), but the output is {given}; name one of its columns")
+    tensor = _tensor(output)
+    if tensor.ndim == 1 or (tensor.ndim == 2 and tensor.shape[1] == 1):
+        return tensor.reshape(-1)
+    raise MulticamError(
+        f"{target!r} needs an output (b,) or (b 1), but the output is of shape {tuple(tensor.shape)}; name one of its columns"
+    )
+
+
+def _tensor(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    raise MulticamError(_unpicked(output))

@@ -8,9 +8,10 @@ from math import prod
 from textwrap import fill
 
 from multicam.cam import CAM
-from multicam.catalogue import METHODS
+from multicam.catalogue import INPUT_METHODS, METHODS
 from multicam.errors import MulticamError, unknown
 from multicam.files import find_object
+from multicam.input_cam import InputCAM
 from multicam.layers import Layer
 from multicam.reshape import Reshape, as_it_is, channels_last, tokens
 from multicam.targets import Binary, ClassScore, Contrast, Probability, Regression, Target, TopClass
@@ -75,7 +76,7 @@ def read_grid(text: str) -> Reshape:
     return tokens(*grid, prefix=int(found[2] or 0), part=part, sequence_first=bool(found[4]))
 
 
-def read_method(text: str) -> type[CAM]:
+def read_method(text: str) -> type[CAM] | type[InputCAM]:
     """The method of that name, whatever its case and hyphens.
 
     Raises:
@@ -85,7 +86,8 @@ def read_method(text: str) -> type[CAM]:
         >>> read_method("grad-cam++").__name__
         'GradCAMPlusPlus'
     """
-    methods = {method.__name__.lower(): method for method in METHODS}
+    known: tuple[type[CAM] | type[InputCAM], ...] = (*METHODS, *INPUT_METHODS)
+    methods = {method.__name__.lower(): method for method in known}
     plain = re.sub(r"[-_ ]", "", text.lower()).replace("++", "plusplus")
     if plain not in methods:
         raise unknown("method", plain, methods)
@@ -99,7 +101,8 @@ def describe_methods() -> str:
         >>> " ".join(describe_methods().splitlines()[0].split())
         'gradcam Grad-CAM: channels weighted by their spatially averaged gradient.'
     """
-    summaries = {method.__name__.lower(): (getdoc(method) or "").split("\n\n")[0] for method in METHODS}
+    methods = (*METHODS, *INPUT_METHODS)
+    summaries = {method.__name__.lower(): (getdoc(method) or "").split("\n\n")[0] for method in methods}
     column = max(map(len, summaries)) + 2
     return "\n".join(
         fill(

@@ -209,7 +209,7 @@ def test_several_methods_are_the_comparison_of_the_library(run, monkeypatch, wor
         drawn.update(images=images, methods=methods, **options)
         return types.SimpleNamespace(save=lambda path: Path(path).touch())
 
-    monkeypatch.setattr("multicam.figures.compare", compare)
+    monkeypatch.setattr("multicam.panels.compare", compare)
     methods = ["--method", "hirescam", "--method", "eigencam", *(["--scale", word] if word else [])]
     assert run("explain", *TWO, *methods, "--spectral", "depth")[0] == 0
     assert list(drawn["images"]) == ["rgb", "depth"]
@@ -224,6 +224,22 @@ def test_help_lists_every_method(capsys):
     lines = capsys.readouterr().out.splitlines()
     for method in METHODS:
         assert any(line.split()[:1] == [method.__name__.lower()] for line in lines), method
+
+
+def test_explain_without_a_layer(run, two):
+    """FullGrad and its like lie on the inputs; what explains layers still needs one."""
+    whole = ["nets.py:build", *INPUTS, "--output", "logits", "--target", "3"]
+    assert run("explain", *whole, "--method", "fullgrad")[0] == 0
+    same(npz(), multicam.FullGrad(load_model("nets.py:build"), output="logits")(two, 3))
+    code, out, _ = run("explain", *whole, *LAYERS, "--method", "complete-fullgrad", "--method", "gradcam")
+    assert code == 0
+    assert {"CompleteFullGrad.rgb", "CompleteFullGrad.depth", "GradCAM.depth"} <= set(npz())
+    assert {"CompleteFullGrad", "GradCAM"} <= set(out.split())
+    code, _, err = run("explain", *whole)
+    assert (code, err) == (
+        1,
+        "multicam: GradCAM explains a layer: give one with --layer, as `multicam layers` lists them\n",
+    )
 
 
 def test_explain_several_samples_each_with_its_target(run):
@@ -300,7 +316,7 @@ def test_the_picture_is_the_panel_of_the_library(run, monkeypatch, scale):
         drawn.update(images=images, maps=maps, **options)
         return types.SimpleNamespace(save=lambda path: Path(path).touch())
 
-    monkeypatch.setattr("multicam.figures.panel", panel)
+    monkeypatch.setattr("multicam.panels.panel", panel)
     assert run("explain", *TWO, *(["--scale", scale] if scale else []), "--spectral", "depth")[0] == 0
     assert list(drawn["images"]) == ["rgb", "depth"]
     assert isinstance(drawn["maps"], Maps)
@@ -401,7 +417,6 @@ def test_warnings_are_one_line_on_stderr(run):
     [
         ([], "COMMAND"),
         (["explian"], "invalid choice: 'explian'"),
-        (["explain", "nets.py:build"], "--layer"),
         (["explain", "nets.py:build", "--input", "rgb.png", *LAYERS], "'rgb.png' is not of the form NAME=…"),
         (["explain", *TWO, "--scale", "shard"], "invalid choice: 'shard'"),
     ],

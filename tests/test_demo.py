@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from multicam import demo, demo_training
-from multicam.methods import HiResCAM
 from multicam.demo import CLASSES, EDITS, LAYERS, PHOTOS, SIDE, EditDetector, inputs_of, inputs_of_crops, load, sample
 from multicam.demo_training import Trial, areas, calibrate, logits_of, measure, table, train, train_and_measure
 from multicam.errors import MulticamError
+from multicam.methods import HiResCAM
 
 
 def seeded(seed=0):

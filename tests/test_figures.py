@@ -15,8 +15,8 @@ from test_render import golden
 
 from multicam.errors import MulticamError
 from multicam.figures import Picture, Tile, figure
-from multicam.panels import compare, panel
 from multicam.maps import Maps
+from multicam.panels import compare, panel
 from multicam.render import colorize, overlay, to_rgb
 
 

@@ -135,3 +135,14 @@ def test_alike_looks_at_held_leaves_only() -> None:
     assert not Inputs(RGB, ids=IDS).alike("0")
     assert Inputs(RGB, ids=IDS[:1].expand(2, -1)).alike("0")
     assert Inputs(RGB, ids=IDS).constant("ids").alike("0")
+
+
+def test_a_list_of_unbatched_images_is_told_to_stack() -> None:
+    class Detector(nn.Module):
+        def forward(self, images: list[Tensor]) -> Any:
+            return images
+
+    with pytest.raises(MulticamError, match=r"'images\.0' and the others.*no batch axis.*give torch\.stack\(images\)"):
+        _ = Inputs([RGB[0], RGB[1]]).bind(Detector()).batch
+    assert Inputs([RGB, RGB]).bind(Detector()).batch == 2
+    assert Inputs([RGB[0], RGB[1]]).bind(Batched()).batch == 3  # sequences (b n c), for all that is known

@@ -364,7 +364,7 @@ def test_wrong_settings_are_refused() -> None:
         lambda: ISCAM(model, "1", steps=0),
         lambda: RISE(model, masks=0),
     ):
-        with pytest.raises(MulticamError, match="must be at least 1, not 0"):
+        with pytest.raises(MulticamError, match="must be a whole number of at least 1, not 0"):
             make()
     with pytest.raises(MulticamError, match="keep is a share between 0 and 1"):
         RISE(model, keep=1.0)

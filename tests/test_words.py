@@ -67,6 +67,7 @@ def test_a_grid_that_is_none(text):
 @pytest.mark.parametrize("text", ["gradcam", "GradCAM", "grad-cam", "GRAD_CAM"])
 def test_methods_go_by_their_names(text):
     assert read_method(text) is multicam.GradCAM
+    assert read_method("rise") is multicam.RISE
     assert read_method("gradcam++") is read_method("GradCAMPlusPlus") is multicam.GradCAMPlusPlus
 
 

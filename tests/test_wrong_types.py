@@ -41,6 +41,15 @@ CALLS = {
     "mc.PackedModel(model, 'photo.jpg')": "nothing to pack",
     "mc.PackedModel(model, x, layers=[0])": "a layer is a module path, a module or a Layer, not 0",
     "mc.list_layers(len, x)": "a model is a torch.nn.Module",
+    "mc.Augmented(mc.GradCAM)": "refines a CAM, such as GradCAM(model, layers)",
+    "mc.Augmented(cam, inputs=0)": "inputs are named by a string, or several in a list, not by 0",
+    "mc.ScoreCAM(model, '0', masked=0)": "inputs are named by a string",
+    "mc.AblationCAM(model, '0', batch_size='many')": "batch_size must be a whole number of at least 1, not 'many'",
+    "mc.RISE(model, 0)": "inputs are named by a string",
+    "mc.RISE(model, keep='half')": "keep is a share between 0 and 1, not 'half'",
+    "mc.explain_methods(model, x, '0', [mc.RISE])": "methods are classes such as GradCAM, not",
+    "mc.explain_methods(model, x, '0', [cam])": "methods are classes such as GradCAM, not",
+    "mc.SegmentationScore('sky')": "a target class is an int",
     "mc.Inputs(x).repeat(-1)": "repeat takes a number of copies, at least 1, not -1",
 }
 RUN = """
