@@ -245,10 +245,13 @@ def _warn_if_negative(method: str, site: Site, saliency: Float[Tensor, "b *grid"
     flat = saliency.flatten(1)
     negative = (flat.amax(1) <= 0) & (flat.amin(1) < 0)
     if negative.any():
+        averaged = (
+            ". Averaged gradients do this on a branch that attention reads as keys and values, where HiResCAM and LayerCAM "
+            "do not average"
+        )
         _warn(
-            f"{_of(method, site, negative)} is empty: all its evidence is negative; signed=True shows it. Averaged "
-            "gradients do this on a branch that attention reads as keys and values, where HiResCAM and LayerCAM do not "
-            "average"
+            f"{_of(method, site, negative)} is empty: all its evidence is negative; signed=True shows it"
+            + (averaged if "grads" in vars(site) else "")
         )
 
 

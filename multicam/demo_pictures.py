@@ -96,7 +96,7 @@ def every_method(model: EditDetector, singles: dict[str, Sample]) -> Picture:
         tiles,
         columns=[method.__name__ for method in ONE_PASS],
         rows=[f"{edit} on {name}" for edit, name in zip(singles, inputs, strict=True)],
-        title="Every method, each map by its own maximum (white: the true region)",
+        title="Every method of one pass, each map by its own maximum (white: the true region)",
         scale="each",
     )
 

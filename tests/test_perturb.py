@@ -173,6 +173,19 @@ def test_one_map_for_each_input(name: str) -> None:
         assert maps[key].abs().amax() > 0
 
 
+@pytest.mark.parametrize("name", [*LAYERED, "RISE"])
+def test_no_pass_has_more_rows_than_the_batch_size(name: str) -> None:
+    """What bounds the memory: 40 channels or masks, four at a time."""
+    model, x = network(5, 7, c=40)
+    rows: list[int] = []
+    hook = model.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    cam = RISE(model, masks=40, batch_size=4) if name == "RISE" else LAYERED[name](model, "1", batch_size=4)
+    cam(x, 2, signed=True)
+    hook.remove()
+    assert max(rows) == 4
+    assert rows.count(4) >= 20
+
+
 def test_ablation_does_not_flip_with_the_sign_of_the_score() -> None:
     model, x = network(5, 7)
 
