@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from models import Captioned, Fusion, fusion_inputs, seeded
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget, FinerWeightedTarget
-from test_hygiene import LAYERS, Stop, assert_unchanged, dirty, state
+from test_hygiene import LAYERS, Stop, assert_unchanged, dirty, raising, state
 from torch import Tensor, nn
 
 from multicam import (
@@ -625,26 +625,27 @@ def test_sess_says_when_no_window_has_a_positive_score() -> None:
 
 
 @every_wrapper
-@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("when", ["normal", "target raises", "model raises", "interrupted"])
 @pytest.mark.filterwarnings("ignore:the .* map of:UserWarning")
-def test_every_wrapper_leaves_everything_as_it_was(wrap: Callable[[CAM], Wrapper], raises: bool) -> None:
+def test_every_wrapper_leaves_everything_as_it_was(wrap: Callable[[CAM], Wrapper], when: str) -> None:
     """Also when the model raises halfway: in its second pass, where there is one."""
     model = dirty()
     inputs = {name: x.requires_grad_() for name, x in fusion_inputs().items()}
     cam = wrap(GradCAM(model, {name: LAYERS[name] for name in ("rgb", "depth")}))
     several = isinstance(cam, Augmented | SESS) or isinstance(cam.cam, SESS)
     calls: list[int] = []
+    stops = {"model raises": Stop, "interrupted": KeyboardInterrupt}
 
     def stop(*_: Any) -> None:
         calls.append(1)
-        if raises and len(calls) == (2 if several else 1):
-            raise Stop
+        if when in stops and len(calls) == (2 if several else 1):
+            raise stops[when]
 
     model.head.register_forward_hook(stop)
     before = state(model, inputs)
-    if raises:
-        with pytest.raises(Stop):
-            cam(inputs, 1)
-    else:
+    if when == "normal":
         cam(inputs, 1)
+    else:  # Finer-CAM refuses a target that is no class
+        with pytest.raises((Stop, KeyboardInterrupt, MulticamError)):
+            cam(inputs, raising(Stop) if when == "target raises" else 1)
     assert_unchanged(before, state(model, inputs))
