@@ -88,6 +88,21 @@ class CAM(ABC):
         return Maps(found, self.comparable)
 
     def _map(self, site: Site, signed: bool) -> Tensor:
+        saliency = self.checked(site)
+        if not signed:
+            _warn_if_negative(type(self).__name__, site, saliency)
+        density = saliency * prod(saliency.shape[1:])
+        if site.name not in self._placed:
+            refuse_unseen(site)
+            self._placed.add(site.name)
+        return laid(density if signed else density.relu(), site)
+
+    def checked(self, site: Site) -> Float[Tensor, "b *grid"]:
+        """The saliency, with a warning where it is empty or cancels by construction.
+
+        Raises:
+            MulticamError: If it is not finite.
+        """
         saliency = self.saliency(site)
         if not torch.isfinite(saliency).all():
             raise MulticamError(
@@ -95,13 +110,7 @@ class CAM(ABC):
                 "overflow or are NaN (float16 weights often do; use bfloat16 or float32)"
             )
         _warn_if_cancelled(type(self).__name__, site)
-        if not signed:
-            _warn_if_negative(type(self).__name__, site, saliency)
-        density = saliency * prod(saliency.shape[1:])
-        if site.name not in self._placed:
-            _refuse_unseen(site)
-            self._placed.add(site.name)
-        return laid(density if signed else density.relu(), site)
+        return saliency
 
     def __repr__(self) -> str:
         shown = repr(self.layers if self.named else self.layers[ONLY])
@@ -172,7 +181,7 @@ def laid(grid_map: Float[Tensor, "b *grid"], site: Site) -> Tensor:
     return F.interpolate(grid_map[:, None], size, mode=mode, align_corners=False)[:, 0]
 
 
-def _refuse_unseen(site: Site) -> None:
+def refuse_unseen(site: Site) -> None:
     """Refuse to lay a map on an input that its layer does not see.
 
     This takes another pass, so it is done where nobody named the input, and for the calls of a shared module, whose

@@ -11,7 +11,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from multicam.cam import ONLY, LayersLike, _refuse_unseen, laid
+from multicam.cam import ONLY, LayersLike, refuse_unseen, laid
 from multicam.errors import MulticamError
 from multicam.figures import Picture, Tile, figure
 from multicam.inputs import Inputs
@@ -146,7 +146,7 @@ def factorize(
 
 
 def _concepts(site: Site, k: int, head: Callable[[Tensor], Tensor] | None, seed: int) -> Concepts:
-    _refuse_unseen(site)
+    refuse_unseen(site)
     label = site.trace.paths[site.name]
     cells = rearrange(site.acts, "b c ... -> (b ...) c")
     if not isinstance(k, int) or not 1 <= k <= min(cells.shape):

@@ -39,7 +39,7 @@ class FullGrad(InputCAM):
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
-        >>> FullGrad(model)(torch.rand(2, 3, 16, 16), target=3).shape
+        >>> FullGrad(model)(torch.rand(2, 3, 16, 16), target=3, signed=True).shape
         torch.Size([2, 16, 16])
     """
 

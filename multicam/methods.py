@@ -43,7 +43,7 @@ class GradCAM(WeightedCAM):
     Example:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
-        >>> GradCAM(model, "1")(torch.rand(2, 3, 16, 16), target=3).shape
+        >>> GradCAM(model, "1")(torch.rand(2, 3, 16, 16), target=3, signed=True).shape
         torch.Size([2, 16, 16])
     """
 
@@ -132,7 +132,7 @@ class ShapleyCAM(WeightedCAM):
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(144, 5))
-        >>> ShapleyCAM(model, "0")(torch.rand(2, 3, 8, 8), target=3).shape
+        >>> ShapleyCAM(model, "0")(torch.rand(2, 3, 8, 8), target=3, signed=True).shape
         torch.Size([2, 8, 8])
     """
 
@@ -158,7 +158,7 @@ class OriginalCAM(WeightedCAM):
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
-        >>> OriginalCAM(model, "1")(torch.rand(2, 3, 16, 16), target=3).shape
+        >>> OriginalCAM(model, "1")(torch.rand(2, 3, 16, 16), target=3, signed=True).shape
         torch.Size([2, 16, 16])
     """
 
@@ -375,7 +375,7 @@ class KPCACAM(CAM):
         gamma = 1 / cells.shape[2] if self.gamma is None else self.gamma
         # One sample at a time, because a kernel is large.
         component = torch.stack([_leading(KERNELS[self.kernel](x, gamma)) for x in centred])
-        return _signed_like(component, centred.sum(2)).to(site.acts).reshape(site.acts[:, 0].shape)
+        return _signed(component, centred).to(site.acts).reshape(site.acts[:, 0].shape)
 
 
 def _leading(kernel: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
@@ -388,9 +388,12 @@ def _leading(kernel: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
     return component
 
 
-def _signed_like(component: Float[Tensor, "b n"], reference: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
-    """Each component with the sign that agrees with the reference."""
-    agreement = (component * reference).sum(1, keepdim=True)
+def _signed(component: Float[Tensor, "b n"], cells: Float[Tensor, "b n c"]) -> Float[Tensor, "b n"]:
+    """Each component with the sign that agrees with the sum of the centred cells over channels."""
+    total, size = cells.sum(2), cells.abs().sum(2).amax(1, keepdim=True)
+    # Behind a normalisation the sum is rounding; then what stands out, the longer tail, is positive.
+    sums = total.abs().amax(1, keepdim=True) > 1e-5 * size
+    agreement = (component * torch.where(sums, total, component.square())).sum(1, keepdim=True)
     return torch.where(agreement < 0, -component, component)
 
 
@@ -404,4 +407,4 @@ def first_component(x: Float[Tensor, "b c *grid"]) -> Float[Tensor, "b *grid"]:
         projection = vectors[..., -1] * values[:, -1:].clamp(min=0).sqrt()
     else:
         projection = (centred @ torch.linalg.eigh(centred.mT @ centred)[1][..., -1:]).squeeze(-1)
-    return _signed_like(projection, centred.sum(2)).reshape(x.shape[0], *x.shape[2:])
+    return _signed(projection, centred).reshape(x.shape[0], *x.shape[2:])

@@ -39,7 +39,7 @@ class AblationCAM(WeightedCAM):
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
-        >>> AblationCAM(model, "1")(torch.rand(2, 3, 16, 16), target=3).shape
+        >>> AblationCAM(model, "1")(torch.rand(2, 3, 16, 16), target=3, signed=True).shape
         torch.Size([2, 16, 16])
     """
 
@@ -142,7 +142,7 @@ class ScoreCAM(MaskingCAM):
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
-        >>> ScoreCAM(model, "1")(torch.rand(2, 3, 16, 16), target=3).shape
+        >>> ScoreCAM(model, "1")(torch.rand(2, 3, 16, 16), target=3, signed=True).shape
         torch.Size([2, 16, 16])
     """
 
@@ -322,7 +322,7 @@ class RISE(InputCAM):
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
-        >>> RISE(model, masks=50)(torch.rand(2, 3, 16, 16), target=3).shape
+        >>> RISE(model, masks=50)(torch.rand(2, 3, 16, 16), target=3, signed=True).shape
         torch.Size([2, 16, 16])
     """
 

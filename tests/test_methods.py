@@ -561,3 +561,17 @@ def test_random_weights_lie_between_minus_one_and_one() -> None:
     assert -1 < weights.min() < -0.9
     assert 0.9 < weights.max() < 1
     assert weights.mean().abs() < 0.1
+
+
+@pytest.mark.parametrize("method", [EigenCAM, KPCACAM], ids=lambda m: m.__name__)
+def test_behind_a_normalisation_what_stands_out_is_positive(method: type[CAM]) -> None:
+    """There the sum over channels is rounding, which must not decide the sign of a component."""
+    acts = torch.rand(1, 6, 12, generator=torch.Generator().manual_seed(0)) * 0.1
+    acts[0, :3, 4] += 3.0
+    acts = acts - acts.mean(1, keepdim=True)
+    for noise in (1e-7, -1e-7):
+        model = nn.Sequential(nn.Identity(), nn.Conv1d(6, 2, 1))
+        site = Trace(model, acts + noise * torch.rand(acts.shape), {"": Layer("0", reshape=as_it_is)}, lambda y: y[:, 0].sum(1))
+        found = method(model, "0").saliency(site.sites[""])
+        assert found[0].argmax() == 4
+        assert found[0, 4] > 0
