@@ -11,7 +11,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from multicam.cam import ONLY, LayersLike, refuse_unseen, laid
+from multicam.cam import ONLY, LayersLike, laid, refuse_unseen
 from multicam.errors import MulticamError
 from multicam.figures import Picture, Tile, figure
 from multicam.inputs import Inputs

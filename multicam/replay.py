@@ -3,7 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from multicam.errors import MulticamError
 from multicam.inputs import Inputs, own
 from multicam.layers import Layer, Tap, Taps, module_by_module, undisturbed
 from multicam.reshape import as_it_is
-from multicam.taint import Taint
+from multicam.taint import Taint, has_memory
 from multicam.tree import leaves, rebuild
 
 # From the output of a pass, and the sample that each of its rows stems from, to the scores of the rows.
@@ -63,7 +63,7 @@ class Call:
         depends: Whether it must run again.
         output: What it returned, where it need not.
         inside: How many calls of each module (by id) it makes, its own among them.
-        rows: Where the samples lie in each tensor of the output.
+        rows: Where the samples may lie in each tensor of the output: what all samples proved so far agree with.
     """
 
     module: nn.Module
@@ -71,15 +71,16 @@ class Call:
     depends: bool = False
     output: Any = None
     inside: Counter[int] = field(default_factory=Counter)
-    rows: dict[str, Rows] = field(default_factory=dict)
+    rows: dict[str, list["Rows"]] = field(default_factory=dict)
 
 
 class Replay:
     """The scores of one call of a model when the output of one layer, or some inputs, are changed.
 
     A first pass records what each module returns, and finds out which modules depend on the change. Later passes run only these; the
-    others return their record, also in branches that run after the layer. A full pass with changed values checks the record, module by
-    module, and the first replay must give the scores of that pass; if it does not, everything is run for every change, with a warning.
+    others return their record, also in branches that run after the layer. For each sample that is asked for, a full pass with changed
+    values checks the record, module by module, and the first replay must give the scores of that pass; if it does not, everything is
+    run for every change from then on, with a warning.
 
     Args:
         model: Any module.
@@ -94,30 +95,40 @@ class Replay:
         self._names = () if isinstance(source, Layer) else source
         self._batch = inputs.batch
         self._shared = True  # whether the copies of a sample share their memory
+        self._proved: set[int] = set()
         self._calls: dict[tuple[int, int], Call] = {}
         self._tap: Tap
         self._tapped: Call | None = None
         self._record: Tensor
-        self._record_rows = Rows(self._batch, 0)
+        self._record_rows: list[Rows] | None = None
         with self._quietly():
             self._run_recorded()
-            self._check()
 
     def __call__(self, values: What, sample: int) -> Float[Tensor, " n"]:
         """The scores of `n` what-ifs of one sample.
 
         Args:
-            values: The layer's activations `(n c *grid)`, or the changed inputs by name, each `(n …)`.
+            values: The layer's activations `(n c *grid)`, or the changed inputs by name, each `(n …)`. What an input of
+                integers cannot hold is rounded and cut to its range.
             sample: The sample of the call that is changed.
 
         Raises:
-            MulticamError: If the values or the sample do not fit.
+            MulticamError: If the values or the sample do not fit, or the model cannot run several copies of one sample.
         """
-        if not 0 <= sample < self._batch:
-            raise MulticamError(f"sample {sample} does not exist: the call has samples 0 to {self._batch - 1}")
+        if not isinstance(sample, int) or not 0 <= sample < self._batch:
+            raise MulticamError(f"sample {sample!r} does not exist: the call has samples 0 to {self._batch - 1}")
         n = self._count(values)
         with self._quietly():
-            return self._scores(values, sample, n)
+            if sample not in self._proved:
+                self._prove(sample)
+                self._proved.add(sample)
+            try:
+                return self._scores(values, sample, n)
+            except RuntimeError:
+                if not self._shared:
+                    raise
+                self._shared = False  # memory was written to, or viewed as shared memory cannot be
+                return self._scores(values, sample, n)
 
     @property
     def skipped(self) -> list[nn.Module]:
@@ -130,6 +141,12 @@ class Replay:
             yield
 
     def _count(self, values: What) -> int:
+        each = {"activations": values} if isinstance(values, Tensor) else dict(values)
+        wrong = [name for name, rows in each.items() if not isinstance(rows, Tensor) or not rows.ndim or not len(rows)]
+        if wrong:
+            raise MulticamError(
+                f"what-ifs are a tensor (n …) with at least one row, which those of {wrong[0]!r} are not"
+            )
         if isinstance(values, Tensor):
             grid = tuple(self._gridded(self._record).shape[1:])
             if tuple(values.shape[1:]) != grid:
@@ -150,10 +167,23 @@ class Replay:
 
     def _scores(self, values: What, sample: int, n: int) -> Float[Tensor, " n"]:
         call = self._call(values, sample, n)
-        with self._skipping(values, sample, n), ExitStack() as taps:
+        handed = [leaf for leaf in call.leaves.values() if isinstance(leaf, Tensor)]
+        versions = [leaf._version for leaf in handed]
+
+        def hand_out(x: Tensor) -> Tensor:
+            handed.append(x)
+            versions.append(x._version)
+            return x
+
+        with self._skipping(values, sample, n, hand_out), warnings.catch_warnings(), ExitStack() as taps:
+            # Seen by the versions below.
+            warnings.filterwarnings("ignore", "Use of .* on expanded tensors is deprecated", UserWarning)
             if isinstance(values, Tensor) and self._tapped is None:
                 taps.enter_context(self._taps.observe(n, lambda i, tap, x: self._written(x, values)))
             output = call.run(self._model)
+        if self._shared and [x._version for x in handed] != versions:
+            self._shared = False  # some operations write into all copies at once
+            return self._scores(values, sample, n)
         return self._read(output, [sample] * n)
 
     def _call(self, values: What, sample: int, n: int) -> Inputs:
@@ -163,7 +193,7 @@ class Replay:
 
         def rows(name: str, leaf: Any) -> Any:
             if name in changed:
-                return changed[name].to(leaf)
+                return _fitted(changed[name], leaf)
             return self._spread(Rows(self._batch, 0), leaf, sample, n) if name in batched else leaf
 
         return self._inputs.map(rows).own()
@@ -184,7 +214,7 @@ class Replay:
         return x.flatten().index_copy(0, index.flatten(), acts.to(x).flatten()).view(x.shape)
 
     @contextmanager
-    def _skipping(self, values: What, sample: int, n: int) -> Iterator[None]:
+    def _skipping(self, values: What, sample: int, n: int, hand_out: Callable[[Tensor], Tensor]) -> Iterator[None]:
         """Let the modules that do not depend on the change return their record."""
         seen: Counter[int] = Counter()
 
@@ -201,7 +231,7 @@ class Replay:
             return rebuild(output, lambda path, x: self._written(x, values) if path == picked else x)
 
         def recorded(call: Call, path: str, x: Any) -> Any:
-            return own(self._spread(call.rows[path], x, sample, n)) if isinstance(x, Tensor) else x
+            return hand_out(own(self._spread(call.rows[path][0], x, sample, n))) if isinstance(x, Tensor) else x
 
         with ExitStack() as stack:
             for module in {id(module): module for module in self.skipped}.values():
@@ -228,7 +258,8 @@ class Replay:
             call.inside = counts - before
             if call is not self._tapped:
                 # What a call did that returned no tensor is not known.
-                call.depends |= taint.touches(output) or not _tensors(output)
+                tensors = _tensors(output).values()
+                call.depends |= not tensors or taint.touches(output) or not all(map(has_memory, tensors))
                 if call.depends:
                     return
             del kept[first:]  # what ran inside of it never runs again
@@ -255,14 +286,19 @@ class Replay:
             call.run(self._model)
         self._calls = {(id(call.module), call.index): call for call in kept}
 
-    def _check(self) -> None:
-        """Keep of the record what a full pass with changed values confirms; the first replay must give that pass's scores."""
+    def _prove(self, sample: int) -> None:
+        """Keep of the record what a full pass of one sample with changed values confirms, and compare scores."""
+        if self._proved and not self._calls:
+            return
         n = 2 if self._batch != 2 else 3  # another size than the record's tells which axis is the batch
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(sample)
         open_calls: list[Call] = []
         confirmed: set[tuple[int, int]] = set()
         precision = [x.dtype for x in self._model.parameters() if x.is_floating_point()]
-        values: What = {name: _changed(self._rows_of_sample(name, n), generator) for name in self._names}
+        leaves_now = self._inputs.leaves
+        values: What = {
+            name: _changed(Rows(self._batch, 0).spread(leaves_now[name], sample, n), generator) for name in self._names
+        }
 
         def end(output: Any) -> None:
             call = open_calls.pop()
@@ -271,33 +307,44 @@ class Replay:
             if record is None:
                 return
             picked = self._tap.pick(output) if record is self._tapped else None
-            rows = _confirm(record.output, output, self._batch, n, picked)
+            rows = _confirm(record, output, self._batch, sample, n, picked)
+            if picked is not None and rows is not None:
+                rows = rows | {picked: self._record_rows} if self._record_rows else None
             if rows is not None:
-                record.rows = rows | ({picked: self._record_rows} if picked is not None else {})
+                record.rows = rows
                 confirmed.add((id(call.module), call.index))
 
         def source(_: int, tap: Tap, x: Tensor) -> Tensor:
             nonlocal values
-            self._record_rows = _where(self._record, x, self._batch, n) or Rows(self._batch, 0)
+            self._record_rows = _where(self._record, x, self._batch, sample, n, self._record_rows)
             values = _changed(self._gridded(x), generator)
             return self._written(x, values)
 
-        call = self._call(values, 0, n).map(lambda _, x: x.contiguous() if isinstance(x, Tensor) else x)
-        with self._taps.observe(n, source), self._every_call(lambda call, _: open_calls.append(call), end):
-            try:
-                output = call.run(self._model)
-            except (RuntimeError, ValueError, LookupError) as error:
-                raise MulticamError(
-                    f"{type(self._model).__name__} ran with {self._batch} samples, but not with {n} copies of one of them, which what-ifs "
-                    f"need: {error}. Every input must have one row for each sample, or be the same for all and marked by "
-                    "Inputs(…).constant(name)"
-                ) from error
-            expected = self._read(output, [0] * n)
+        def alone(_: int, tap: Tap, x: Tensor) -> Tensor:
+            assert isinstance(values, Tensor)
+            return self._written(x, values[:1])
+
+        watched = self._every_call(lambda call, _: open_calls.append(call), end)
+        expected = self._full_scores(values, sample, n, source, watched)
         self._calls = {key: call for key, call in self._calls.items() if key in confirmed}
         if self._tapped not in self._calls.values():
             self._tapped = None
         tolerance = max((torch.finfo(dtype).eps for dtype in precision), default=0.0) ** 0.5
-        if not self._calls or any(self._agrees(values, expected, n, tolerance, shared) for shared in (True, False)):
+        # One row by itself: it must not matter what else is in the batch.
+        first = values[:1] if isinstance(values, Tensor) else {name: rows[:1] for name, rows in values.items()}
+        if not _equal(self._full_scores(first, sample, 1, alone, nullcontext()), expected[:1], tolerance):
+            warnings.warn(
+                f"a what-if has another score in {type(self._model).__name__} alone than among others: scores depend on what else is in the "
+                "batch (a normalisation over it, say) or on earlier calls; all is run for every change, and batch_size=1 runs each alone",
+                stacklevel=2,
+            )
+            self._calls, self._tapped = {}, None
+        if self._batch > 1:
+            # A module that is skipped does not renew what it keeps for others. This leaves another sample's there, to be noticed.
+            self._inputs.take([(sample + 1) % self._batch]).own().run(self._model)
+        if not self._calls or any(
+            self._agrees(values, expected, sample, n, tolerance, s) for s in (self._shared, False)
+        ):
             return
         self._calls, self._tapped = {}, None
         warnings.warn(
@@ -306,16 +353,34 @@ class Replay:
             stacklevel=2,
         )
 
-    def _agrees(self, values: What, expected: Tensor, n: int, tolerance: float, shared: bool) -> bool:
+    def _full_scores(
+        self,
+        values: What,
+        sample: int,
+        n: int,
+        receive: Callable[[int, Tap, Tensor], Tensor],
+        watched: AbstractContextManager[None],
+    ) -> Float[Tensor, " n"]:
+        """The scores of a pass that skips and shares nothing."""
+        call = self._call(values, sample, n).map(lambda _, x: x.contiguous() if isinstance(x, Tensor) else x)
+        with self._taps.observe(n, receive), watched:
+            try:
+                output = call.run(self._model)
+            except (RuntimeError, ValueError, LookupError) as error:
+                raise MulticamError(
+                    f"{type(self._model).__name__} ran with {self._batch} samples, but not with {n} copies of one of them, which what-ifs "
+                    f"need: {error}. Every input must have one row for each sample, or be the same for all and marked by "
+                    "Inputs(…).constant(name)"
+                ) from error
+        return self._read(output, [sample] * n)
+
+    def _agrees(self, values: What, expected: Tensor, sample: int, n: int, tolerance: float, shared: bool) -> bool:
         self._shared = shared
         try:
-            scores = self._scores(values, 0, n)
+            scores = self._scores(values, sample, n)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
             return False  # writes into shared memory, views of it, or a code path that was not recorded
         return _equal(scores, expected, tolerance)
-
-    def _rows_of_sample(self, name: str, n: int) -> Tensor:
-        return Rows(self._batch, 0).spread(self._inputs.leaves[name], 0, n)
 
     @contextmanager
     def _every_call(self, begin: Callable[[Call, Any], None], end: Callable[[Any], None]) -> Iterator[None]:
@@ -338,30 +403,37 @@ def _tensors(value: Any) -> dict[str, Tensor]:
     return {path: leaf for path, leaf in leaves(value).items() if isinstance(leaf, Tensor)}
 
 
-def _confirm(record: Any, again: Any, batch: int, n: int, but: str | None) -> dict[str, Rows] | None:
-    """Where the samples lie in the tensors of a record, if `again` holds its first sample `n` times; None otherwise."""
-    before, after = leaves(record), leaves(again)
+def _confirm(
+    record: Call, again: Any, batch: int, sample: int, n: int, but: str | None
+) -> dict[str, list[Rows]] | None:
+    """Where the samples lie in the tensors of a record, if `again` holds one of them `n` times; None otherwise."""
+    before, after = leaves(record.output), leaves(again)
     if before.keys() != after.keys():
         return None
     found = {}
     for path, x in before.items():
         if path == but:
             continue
-        if not isinstance(x, Tensor):
-            if type(x) is not type(after[path]) or x != after[path]:
+        if isinstance(x, Tensor) and isinstance(after[path], Tensor):
+            found[path] = _where(x, after[path], batch, sample, n, record.rows.get(path))
+            if not found[path]:
                 return None
-            continue
-        rows = _where(x, after[path], batch, n) if isinstance(after[path], Tensor) else None
-        if rows is None:
+        elif not _same(x, after[path]):
             return None
-        found[path] = rows
     return found
 
 
-def _where(x: Tensor, again: Tensor, batch: int, n: int) -> Rows | None:
-    """Where the samples lie in `x`, if `again` holds the first of them `n` times."""
+def _same(x: Any, y: Any) -> bool:
+    try:
+        return type(x) is type(y) and bool(x == y)
+    except (RuntimeError, ValueError, TypeError):  # packed sequences, arrays
+        return False
+
+
+def _where(x: Tensor, again: Tensor, batch: int, sample: int, n: int, known: list[Rows] | None) -> list[Rows]:
+    """Where the samples may lie in `x`, if `again` holds one of them `n` times and it was `known` to be one of these."""
     if x.ndim != again.ndim or x.dtype != again.dtype:
-        return None
+        return []
     grown = [axis for axis in range(x.ndim) if x.shape[axis] != again.shape[axis]]
     if not grown:
         candidates = [Rows(batch)]
@@ -369,9 +441,10 @@ def _where(x: Tensor, again: Tensor, batch: int, n: int) -> Rows | None:
         each = x.shape[grown[0]] // batch
         candidates = [Rows(batch, grown[0], each, apart) for apart in ((False, True) if each > 1 else (False,))]
     else:
-        return None
+        return []
     tolerance = torch.finfo(x.dtype).eps ** 0.5 if x.is_floating_point() or x.is_complex() else 0.0
-    return next((rows for rows in candidates if _equal(rows.spread(x, 0, n), again, tolerance)), None)
+    possible = [rows for rows in candidates if known is None or rows in known]
+    return [rows for rows in possible if _equal(rows.spread(x, sample, n), again, tolerance)]
 
 
 def _equal(x: Tensor, y: Tensor, tolerance: float) -> bool:
@@ -385,9 +458,27 @@ def _equal(x: Tensor, y: Tensor, tolerance: float) -> bool:
     return torch.allclose(x, y, 0, tolerance * float(finite.max()) if len(finite) else 0.0, equal_nan=True)
 
 
+def _fitted(rows: Tensor, leaf: Tensor) -> Tensor:
+    """Rows with the type of an input."""
+    if rows.is_floating_point() and not leaf.is_floating_point() and not leaf.is_complex():
+        if leaf.dtype == torch.bool:
+            return rows.to(leaf.device) >= 0.5
+        limits = torch.iinfo(leaf.dtype)
+        rows = rows.round().clamp(limits.min, limits.max)
+    return rows.to(leaf)
+
+
 def _changed(x: Tensor, generator: torch.Generator) -> Tensor:
-    """`x` with every entry changed, differently in every row."""
-    if not x.is_floating_point():
-        return torch.stack([row.roll(i + 1, -1) for i, row in enumerate(x)])
-    factors = torch.rand(x.shape, generator=generator).to(x) + 0.5
-    return x * factors + 0.1 * x.std() * torch.randn(x.shape, generator=generator).to(x)
+    """`x` with every entry changed: every row differently, the last one so much that thresholds are crossed."""
+    if x.dtype == torch.bool:
+        return ~x
+    if not (x.is_floating_point() or x.is_complex()):
+        cells = x.reshape(len(x), -1)
+        order = torch.rand(cells.shape, generator=generator, device="cpu").argsort(1).to(x.device)
+        moved = cells.gather(1, order).view(x.shape)
+        return torch.where(moved == x, (x == 0).to(x.dtype), moved)
+    factors = torch.rand(x.shape, generator=generator, device="cpu").to(x.device) + 0.5
+    factors[-1] *= 0.1
+    size = x.abs().max()
+    noise = torch.randn(x.shape, generator=generator, device="cpu").to(x.device) * size.where(size > 0, 1)
+    return (x * factors + 0.1 * noise).to(x.dtype)

@@ -100,7 +100,7 @@ class Trace:
         output: OutputLike = None,
     ) -> None:
         self.model = unwrapped(model)
-        self.inputs = Inputs.of(inputs).bind(self.model)
+        self.inputs = Inputs.of(inputs).bind(self.model).own()  # the caller may write into them afterwards
         self._output_path = output
         self._layers = dict(layers)
         self._replays: dict[str | tuple[str, ...], Replay] = {}

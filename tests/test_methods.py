@@ -571,7 +571,9 @@ def test_behind_a_normalisation_what_stands_out_is_positive(method: type[CAM]) -
     acts = acts - acts.mean(1, keepdim=True)
     for noise in (1e-7, -1e-7):
         model = nn.Sequential(nn.Identity(), nn.Conv1d(6, 2, 1))
-        site = Trace(model, acts + noise * torch.rand(acts.shape), {"": Layer("0", reshape=as_it_is)}, lambda y: y[:, 0].sum(1))
+        site = Trace(
+            model, acts + noise * torch.rand(acts.shape), {"": Layer("0", reshape=as_it_is)}, lambda y: y[:, 0].sum(1)
+        )
         found = method(model, "0").saliency(site.sites[""])
         assert found[0].argmax() == 4
         assert found[0, 4] > 0

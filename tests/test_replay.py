@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -250,6 +251,7 @@ def two_streams(how: str) -> nn.Module:
 
 @pytest.mark.parametrize("b", [1, 2, 3])
 @pytest.mark.parametrize("how", HARD)
+@pytest.mark.filterwarnings("ignore:a what-if has another score in TwoStreams alone:UserWarning")
 def test_models_whose_parts_depend_on_each_other_out_of_sight(how: str, b: int) -> None:
     model, inputs = hard(how, b)
     with torch.no_grad():
@@ -272,27 +274,230 @@ class NumpyTrace(Trace):
         model.how = how
 
 
-def test_what_hides_from_marks_and_check_falls_back_to_full_passes_with_a_warning() -> None:
-    class Counting(nn.Module):
-        """Returns something else on every call."""
+class Keeping(nn.Module):
+    """An encoder that keeps its output for another module, which is not told."""
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
-            self.calls = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+        self.kept: list[Tensor] = []
+        self.b.register_forward_hook(lambda module, args, output: self.kept.append(output))
 
-        def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            return (self.a(x) * self.b(x)).mean((2, 3)) * self.calls
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        self.b(y)
+        return (self.a(x) * self.kept[-1]).mean((2, 3))
 
-    trace = Trace(Counting(), torch.rand(2, 3, 8, 8), {"a": "a"}, 1)
+
+def test_what_hides_from_marks_falls_back_to_full_passes_with_a_warning() -> None:
+    torch.manual_seed(0)
+    inputs = {name: torch.rand(2, 3, 8, 8) for name in "xy"}
+    trace = Trace(Keeping(), inputs, {"a": "a"}, 1)
     site = trace.sites["a"]
+    acts = what_ifs(site.acts[0])
     with pytest.warns(UserWarning, match="all of it is run for every change"):
-        first = site.rescore(site.acts[:1], 0)
+        found = site.rescore(acts, 0)
+    assert_scores(found, full_scores(trace, rows_of(trace, 0, 3, {}), 0, "a", acts))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # once is enough
-        second = site.rescore(site.acts[:1], 0)
-    assert second.abs() > first.abs()
+        acts = what_ifs(site.acts[1])
+        assert_scores(site.rescore(acts, 1), full_scores(trace, rows_of(trace, 1, 3, {}), 1, "a", acts))
+
+
+def test_scores_that_depend_on_the_rest_of_the_batch_are_told() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    trace = Trace(model, torch.rand(2, 3, 8, 8), {"it": "0"}, 1)
+    site = trace.sites["it"]
+    acts = what_ifs(site.acts[0])
+    with pytest.warns(UserWarning, match="depend on what else is in the batch"):
+        found = site.rescore(acts, 0)
+    assert_scores(found, full_scores(trace, rows_of(trace, 0, 3, {}), 0, "it", acts))
+
+
+# Every sample is proved by itself
+
+
+class Missing(nn.Module):
+    """One encoder for two inputs, of which the second may be missing: the calls of a sample depend on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = Branch(3), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        other = self.encoder(y) if bool(y.any()) else torch.zeros(1)
+        return self.head((self.encoder(x) + other).mean((2, 3)))
+
+
+class Sorted(nn.Module):
+    """Runs its samples in the order of their brightness."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.other, self.head = Branch(3), Branch(3), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        order = y.mean((1, 2, 3)).argsort(descending=True)
+        a = self.encoder(y[order])[order.argsort()]
+        return self.head((a * self.other(x)).mean((2, 3)))
+
+
+class Ambiguous(nn.Module):
+    """Two inputs stacked on the batch axis; where both are alike, either order of the rows fits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.other, self.head = Branch(3), Branch(3), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        first, second = self.encoder(torch.cat([0 * y, y])).chunk(2)
+        return self.head(((first - 2 * second) * self.other(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Missing, Sorted, Ambiguous], ids=lambda kind: kind.__name__)
+def test_a_record_that_fits_one_sample_need_not_fit_another(kind: type[nn.Module]) -> None:
+    g = torch.Generator().manual_seed(1)
+    inputs = {name: torch.rand(3, 3, 16, 16, generator=g) for name in "xy"}
+    empty = {Missing: slice(1, 3), Sorted: slice(1, 1), Ambiguous: slice(0, 1)}[kind]
+    inputs["y"][empty] = 0
+    inputs["y"][0] *= 2 if kind is Sorted else 1
+    trace = Trace(seeded(kind), inputs, {}, 1)
+    for b in (0, 1, 2, 0):
+        rows = what_ifs(inputs["x"][b])
+        assert_scores(trace.rescore({"x": rows}, b), full_scores(trace, rows_of(trace, b, 3, {"x": rows}), b))
+
+
+# Values that leave PyTorch, or stand still where others would change
+
+
+@pytest.mark.parametrize("way", ["tolist", "numpy", "sparse", "repr", "dataclass"])
+def test_a_gate_out_of_sight_of_the_dispatcher(way: str) -> None:
+    """The gate is far from its threshold, so a small random change does not show that the branch depends on it."""
+
+    @dataclass
+    class Batch:
+        x: Tensor
+
+    class Passing(nn.Module):
+        def forward(self, batch: Batch) -> Tensor:
+            return batch.x
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branch, self.other, self.passing = Branch(3), Branch(3), Passing()
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            bright = x.mean((1, 2, 3))
+            self.last = bright
+            match way:
+                case "tolist":
+                    gate = torch.tensor([float(value > 0.3) for value in bright.tolist()])
+                case "numpy":
+                    gate = torch.from_numpy((bright.numpy() > 0.3).astype("float32"))
+                case "repr":
+                    gate = torch.tensor([float(repr(value)[7:-1]) > 0.3 for value in bright]).float()
+                case "sparse":
+                    gate = (bright[:, None].to_sparse().to_dense()[:, 0] > 0.3).float()
+                case _:
+                    gate = (self.passing(Batch(bright)) > 0.3).float()
+            return self.head((self.branch(y * gate.view(-1, 1, 1, 1)) + 0.01 * self.other(x)).mean((2, 3)))
+
+    g = torch.Generator().manual_seed(1)
+    inputs = {name: torch.rand(2, 3, 16, 16, generator=g) for name in "xy"}
+    trace = Trace(seeded(Gated), inputs, {}, 1)
+    rows = torch.stack([inputs["x"][0], 0.1 * inputs["x"][0]])
+    found = trace.rescore({"x": rows}, 0)
+    assert_scores(found, full_scores(trace, rows_of(trace, 0, 2, {"x": rows}), 0))
+    assert abs(found[0] - found[1]) > 1e-3
+
+
+def test_a_condition_that_writes_into_shared_memory() -> None:
+    class Blanking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branch, self.head = Branch(3), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            features = self.branch(y)
+            features[x.mean((1, 2, 3)) < 0.01] = 0
+            return self.head(features.mean((2, 3)))
+
+    g = torch.Generator().manual_seed(1)
+    inputs = {name: torch.rand(2, 3, 16, 16, generator=g) for name in "xy"}
+    trace = Trace(seeded(Blanking), inputs, {}, 1)
+    rows = torch.stack([inputs["x"][0], inputs["x"][0] / 2, 0.001 * inputs["x"][0]])
+    assert_scores(trace.rescore({"x": rows}, 0), full_scores(trace, rows_of(trace, 0, 3, {"x": rows}), 0))
+
+
+@pytest.mark.parametrize("kind", ["ones", "zeros", "flags", "labels"])
+def test_inputs_that_are_the_same_everywhere(kind: str) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branch, self.head = Branch(3), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.head(self.branch(x * mask.view(len(mask), -1, 1, 1).float()[:, :1]).mean((2, 3)))
+
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    mask = {
+        "ones": torch.ones(2, 4, dtype=torch.long),
+        "zeros": torch.zeros(2, 4),
+        "flags": torch.ones(2, 4, dtype=torch.bool),
+        "labels": torch.ones(2, dtype=torch.long),
+    }[kind]
+    trace = Trace(seeded(Masked), {"x": x, "mask": mask}, {}, 1)
+    rows = torch.stack([mask[0], 1 - mask[0].long()]).to(mask.dtype)
+    found = trace.rescore({"mask": rows}, 0)
+    assert_scores(found, full_scores(trace, rows_of(trace, 0, 2, {"mask": rows}), 0))
+    assert found[0] != found[1]
+
+
+def test_an_input_of_integers_is_rounded_and_cut_to_its_range() -> None:
+    class Bytes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branch = Branch(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.branch(x.float() / 255).mean((2, 3))
+
+    x = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    trace = Trace(seeded(Bytes), x, {}, 1)
+    rows = torch.stack([1.7 * x[0], x[0] - 300.0, 0.5 * x[0]])
+    expected = trace.model(rows.round().clamp(0, 255))[:, 1].detach()
+    assert_scores(trace.rescore({"x": rows}, 0), expected)
+
+
+def test_packed_sequences_and_function_transforms_run_again() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branch, self.words = Branch(3), nn.LSTM(4, 16, batch_first=True)
+            self.scale, self.head = nn.Linear(16, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor, words: Tensor) -> Tensor:
+            lengths = torch.full((len(words),), words.shape[1])
+            packed = nn.utils.rnn.pack_padded_sequence(words, lengths, batch_first=True)
+            _, (hidden, _) = self.words(packed)
+            return self.head(self.branch(x).mean((2, 3)) * torch.vmap(self.scale)(hidden[-1]))
+
+    g = torch.Generator().manual_seed(1)
+    inputs = {"x": torch.rand(3, 3, 16, 16, generator=g), "words": torch.rand(3, 5, 4, generator=g)}
+    trace = Trace(seeded(Words), inputs, {}, 1)
+    for name in inputs:
+        rows = what_ifs(inputs[name][1])
+        assert_scores(trace.rescore({name: rows}, 1), full_scores(trace, rows_of(trace, 1, 3, {name: rows}), 1))
+
+
+def test_inputs_that_are_overwritten_after_the_pass_do_not_reach_it() -> None:
+    trace = Trace(seeded(Fusion), inputs := fusion_inputs(2), {"depth": "depth"}, 1)
+    site = trace.sites["depth"]
+    inputs["rgb"].zero_()
+    assert_scores(site.rescore(site.acts[1:], 1), trace.scores[1:])
 
 
 def test_a_layer_whose_rows_are_stacked_inputs() -> None:
