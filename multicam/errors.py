@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Real
 
 
 class MulticamError(ValueError):
@@ -28,3 +29,14 @@ def unknown(what: str, given: object, names: Iterable[str]) -> MulticamError:
     shown = ", ".join(map(repr, known[:20])) or "none"
     more = f" and {len(known) - 20} more" if len(known) > 20 else ""
     return MulticamError(f"no {what} {text!r}{hint} There are: {shown}{more}")
+
+
+def number(name: str, value: float) -> float:
+    """The value of an argument, if it is a number.
+
+    Raises:
+        MulticamError: If it is not.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise MulticamError(f"{name} is a number, not {value!r}")
+    return value

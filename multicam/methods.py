@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from multicam.cam import CAM, LayersLike
-from multicam.errors import MulticamError, unknown
+from multicam.errors import MulticamError, number, unknown
 from multicam.targets import ClassScore, OutputLike
 from multicam.trace import Site
 
@@ -223,7 +223,7 @@ class FEM(WeightedCAM):
 
     def __init__(self, model: nn.Module, layers: LayersLike, *, output: OutputLike = None, k: float = 2.0) -> None:
         super().__init__(model, layers, output=output)
-        self.k = k
+        self.k = number("k", k)
 
     def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
         """`mean_ij(A_c > mean_ij(A_c) + k std_ij(A_c)) A_c`."""
@@ -257,7 +257,8 @@ class RandomCAM(WeightedCAM):
     def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
         """`w_c A_c`."""
         batch, channels = site.acts.shape[:2]
-        weights = 2 * torch.rand(channels, generator=torch.Generator().manual_seed(self.seed)) - 1
+        generator = torch.Generator().manual_seed(self.seed)
+        weights = 2 * torch.rand(channels, generator=generator, device="cpu") - 1
         return per_channel(weights.to(site.acts).expand(batch, channels), site.acts)
 
 
@@ -361,7 +362,7 @@ class KPCACAM(CAM):
         super().__init__(model, layers, output=output)
         if kernel not in KERNELS:
             raise unknown("kernel", kernel, KERNELS)
-        if gamma is not None and not gamma > 0:
+        if gamma is not None and not number("gamma", gamma) > 0:
             raise MulticamError(
                 f"gamma is a positive number, or None for one over the number of channels, not {gamma!r}"
             )

@@ -64,7 +64,7 @@ def impute(
     filled = images.clone()
     for image, keep in zip(filled, known, strict=True):
         values = torch.from_numpy(_solved(image.detach().double().cpu().numpy(), keep.cpu().numpy()))
-        values = values + noise * torch.randn(values.shape, generator=generator)
+        values = values + noise * torch.randn(values.shape, generator=generator, device="cpu")
         image[:, ~keep] = values.to(image)
     return filled
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from multicam.cam import LayersLike, input_of, spatial_size
-from multicam.errors import MulticamError
+from multicam.errors import MulticamError, number
 from multicam.input_cam import InputCAM
 from multicam.inputs import Inputs, as_names
 from multicam.methods import WeightedCAM, per_channel
@@ -181,7 +181,7 @@ class SSCAM(MaskingCAM):
         seed: int = 0,
     ) -> None:
         super().__init__(model, layers, output=output, masked=masked, batch_size=batch_size)
-        self.samples, self.std, self.seed = _at_least_one("samples", samples), std, seed
+        self.samples, self.std, self.seed = _at_least_one("samples", samples), number("std", std), seed
 
     def variants(self) -> Sequence[Callable[[Tensor, int], Tensor]]:
         """The masks with noise."""
@@ -264,7 +264,7 @@ class SmoothGradCAMPlusPlus(WeightedCAM):
         seed: int = 0,
     ) -> None:
         super().__init__(model, layers, output=output)
-        self.samples, self.std, self.seed = _at_least_one("samples", samples), std, seed
+        self.samples, self.std, self.seed = _at_least_one("samples", samples), number("std", std), seed
         self._moments: WeakKeyDictionary[Trace, dict[str, list[Tensor]]] = WeakKeyDictionary()
 
     def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
@@ -305,9 +305,9 @@ class RISE(InputCAM):
     Coarse random grids, each cell kept with probability `keep`, are enlarged smoothly, shifted and multiplied with the
     input: `saliency = cov(y, m) / (keep (1 - keep))`, the score with a pixel less the score without. Petsiuk et al.
     2018, arXiv:1806.07421, eq. 6 and section 3.2; the paper's map is `mean(y | kept)`, this one without the part that is the
-    same for all pixels, which leaves an input that the model ignores at zero. As a density the mean of the signed map is,
-    for a model that is linear in its input, the score less the score of an input of zeros. The error falls with
-    the root of the number of masks. Each input is masked alone, with all others as they are; what only depends on these is
+    same for all pixels, which leaves an input that the model ignores at zero. As a density the mean of the signed map is
+    an estimate of the score less the score of an input of zeros, for a model that is linear in its input: unbiased where
+    the evidence is even, near otherwise. The error falls with the root of the number of masks. Each input is masked alone, with all others as they are; what only depends on these is
     not run again.
 
     Args:
@@ -354,9 +354,12 @@ class RISE(InputCAM):
         leaf = trace.inputs.leaves[name]
         size = leaf.shape[-2:]
         generator = torch.Generator().manual_seed(self.seed)
-        grids = (torch.rand(self.masks, 1, self.cells + 1, self.cells + 1, generator=generator) < self.keep).float()
+        shape = (self.masks, 1, self.cells + 1, self.cells + 1)
+        grids = (torch.rand(shape, generator=generator, device="cpu") < self.keep).float()
         cell = [ceil(side / self.cells) for side in size]
-        shifts = (torch.rand(self.masks, 2, generator=generator) * torch.tensor(cell)).long()
+        shifts = (
+            torch.rand(self.masks, 2, generator=generator, device="cpu") * torch.tensor(cell, device="cpu")
+        ).long()
 
         def mask(k: int) -> Tensor:
             large = F.interpolate(grids[k : k + 1], [(self.cells + 1) * side for side in cell], mode="bilinear")
@@ -377,7 +380,9 @@ class RISE(InputCAM):
                 mean_score[sample] += scores.sum() / self.masks
                 mean_product[sample] += torch.einsum("n, n h w -> h w", scores, masks[:, 0]) / self.masks
         covariance = mean_product - mean_score[:, None, None] * mean_mask
-        density: Tensor = covariance / (self.keep * (1 - self.keep)) * (prod(size) / prod(cell))
+        # What a mask's cell spreads beyond the border is lost; there the rest stands for it.
+        rows, columns = (_reach(self.cells, *sides).to(covariance) for sides in zip(cell, size, strict=True))
+        density: Tensor = covariance / (self.keep * (1 - self.keep) * rows[:, None] * columns) * prod(size)
         return density.to(trace.scores.dtype)
 
 
@@ -418,12 +423,19 @@ def _times(leaf: Tensor, masks: Float[Tensor, "n 1 *size"], tokens: bool) -> Ten
     return leaf * masks.reshape(len(masks), *[1] * (leaf.ndim - 1 - len(size)), *size)
 
 
+def _reach(cells: int, cell: int, side: int) -> Float[Tensor, " side"]:
+    """For each pixel along one axis, the sum of its covariances with all others, in units of a cell's variance."""
+    spread = F.interpolate(torch.eye(cells + 1, device="cpu")[None], (cells + 1) * cell, mode="linear")[0]
+    parts = [spread[:, shift : shift + side] for shift in range(cell)]
+    return torch.stack([part.sum(1) @ part for part in parts]).mean(0)
+
+
 def _normal(shape: Sequence[int], key: tuple[int, ...]) -> Tensor:
     """Normal noise that belongs to a key."""
     seed = 0
-    for number in key:
-        seed = (seed * 1_000_003 + number) % 2**63
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
+    for part in key:
+        seed = (seed * 1_000_003 + part) % 2**63
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
 def _at_least_one(name: str, value: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import torch
@@ -87,10 +88,18 @@ class Replay:
         inputs: The call, bound to the model.
         source: The layer, or the names of the inputs, that will be changed.
         read: From an output and its samples to scores.
+        scores: The scores of the unchanged call `(b,)`.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs, source: Layer | tuple[str, ...], read: Read) -> None:
-        self._model, self._inputs, self._read = model, inputs, read
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        source: Layer | tuple[str, ...],
+        read: Read,
+        scores: Float[Tensor, " b"],
+    ) -> None:
+        self._model, self._inputs, self._read, self._unchanged = model, inputs, read, scores
         self._taps = Taps(model, [source] if isinstance(source, Layer) else [])
         self._names = () if isinstance(source, Layer) else source
         self._batch = inputs.batch
@@ -141,7 +150,7 @@ class Replay:
             yield
 
     def _count(self, values: What) -> int:
-        each = {"activations": values} if isinstance(values, Tensor) else dict(values)
+        each = values if self._names and isinstance(values, Mapping) else {"activations": values}
         wrong = [name for name, rows in each.items() if not isinstance(rows, Tensor) or not rows.ndim or not len(rows)]
         if wrong:
             raise MulticamError(
@@ -294,7 +303,7 @@ class Replay:
         generator = torch.Generator().manual_seed(sample)
         open_calls: list[Call] = []
         confirmed: set[tuple[int, int]] = set()
-        precision = [x.dtype for x in self._model.parameters() if x.is_floating_point()]
+        precision = [_rounding(x) for x in self._model.parameters()]
         leaves_now = self._inputs.leaves
         values: What = {
             name: _changed(Rows(self._batch, 0).spread(leaves_now[name], sample, n), generator) for name in self._names
@@ -302,7 +311,7 @@ class Replay:
 
         def end(output: Any) -> None:
             call = open_calls.pop()
-            precision.extend(x.dtype for x in _tensors(output).values() if x.is_floating_point())
+            precision.extend(map(_rounding, _tensors(output).values()))
             record = self._calls.get((id(call.module), call.index))
             if record is None:
                 return
@@ -329,10 +338,13 @@ class Replay:
         self._calls = {key: call for key, call in self._calls.items() if key in confirmed}
         if self._tapped not in self._calls.values():
             self._tapped = None
-        tolerance = max((torch.finfo(dtype).eps for dtype in precision), default=0.0) ** 0.5
+        # Small changes of the score are what maps are made of, so an error must be small beside these.
+        change = (expected - self._unchanged[sample]).abs().max()
+        size = torch.cat([expected, self._unchanged]).abs().max()
+        tolerance = float(1e-3 * change + max(precision, default=0.0) * size)
         # One row by itself: it must not matter what else is in the batch.
         first = values[:1] if isinstance(values, Tensor) else {name: rows[:1] for name, rows in values.items()}
-        if not _equal(self._full_scores(first, sample, 1, alone, nullcontext()), expected[:1], tolerance):
+        if not _within(self._full_scores(first, sample, 1, alone, nullcontext()), expected[:1], tolerance):
             warnings.warn(
                 f"a what-if has another score in {type(self._model).__name__} alone than among others: scores depend on what else is in the "
                 "batch (a normalisation over it, say) or on earlier calls; all is run for every change, and batch_size=1 runs each alone",
@@ -380,7 +392,7 @@ class Replay:
             scores = self._scores(values, sample, n)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
             return False  # writes into shared memory, views of it, or a code path that was not recorded
-        return _equal(scores, expected, tolerance)
+        return _within(scores, expected, tolerance)
 
     @contextmanager
     def _every_call(self, begin: Callable[[Call, Any], None], end: Callable[[Any], None]) -> Iterator[None]:
@@ -442,20 +454,30 @@ def _where(x: Tensor, again: Tensor, batch: int, sample: int, n: int, known: lis
         candidates = [Rows(batch, grown[0], each, apart) for apart in ((False, True) if each > 1 else (False,))]
     else:
         return []
-    tolerance = torch.finfo(x.dtype).eps ** 0.5 if x.is_floating_point() or x.is_complex() else 0.0
     possible = [rows for rows in candidates if known is None or rows in known]
-    return [rows for rows in possible if _equal(rows.spread(x, sample, n), again, tolerance)]
+    return [rows for rows in possible if _alike(rows.spread(x, sample, n), again)]
 
 
-def _equal(x: Tensor, y: Tensor, tolerance: float) -> bool:
-    """Whether two tensors are equal up to a share of the largest value."""
-    if not tolerance or y.numel() == 0:
+def _alike(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are equal up to the rounding of passes with other sizes of a batch."""
+    share = _rounding(y)
+    if not share or not y.numel():
         return torch.equal(x, y)
-    size = y.abs().max()
-    if size.isfinite():
-        return bool((x - y).abs().max() <= tolerance * size)
-    finite = y[y.isfinite()].abs()
-    return torch.allclose(x, y, 0, tolerance * float(finite.max()) if len(finite) else 0.0, equal_nan=True)
+    size = y.abs()
+    size = size.where(size < 1e30, 0).max()  # masks are filled with the lowest number there is
+    return torch.allclose(x, y, share, share * float(size), equal_nan=True)
+
+
+def _rounding(x: Tensor) -> float:
+    """By how much passes with other sizes of a batch may differ, as a share of the largest value."""
+    if not (x.is_floating_point() or x.is_complex()):
+        return 0.0
+    short = x.is_cuda and x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    return float((2**-10 if short else torch.finfo(x.dtype).eps) ** (2 / 3))
+
+
+def _within(x: Tensor, y: Tensor, tolerance: float) -> bool:
+    return torch.allclose(x, y, 0, tolerance if isfinite(tolerance) else 0, equal_nan=True)
 
 
 def _fitted(rows: Tensor, leaf: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class SESS(Moving):
         batch_size: int = 32,
     ) -> None:
         super().__init__(cam, inputs)
-        if not scales or min(scales) < 1:
+        if not isinstance(scales, Sequence) or not scales or min(scales) < 1:
             raise MulticamError(f"scales enlarge: each is at least 1, as in (1, 1.5, 2), not {scales!r}")
         if not 0 < step <= 1:
             raise MulticamError(f"step is a part of the window, above 0 and at most 1, not {step!r}")

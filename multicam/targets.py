@@ -117,6 +117,10 @@ class Similarity:
 
     embedding: Float[Tensor, "c"] | Float[Tensor, "b c"]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.embedding, Tensor):  # callers without a type checker
+            raise MulticamError(f"the embedding to compare with is a tensor (c) or (b c), not {self.embedding!r}")
+
     def __call__(self, output: Any) -> Float[Tensor, " b"]:
         """The scores `(b,)`."""
         vectors = _class_scores(output, self)

@@ -146,6 +146,8 @@ class Trace:
             inputs: As for `Trace`.
             samples: Which sample of this trace each sample of the new one stems from; None: the same in the same order.
         """
+        if samples is not None:
+            self._refuse_target_without_samples()
         target = self.target if samples is None else taken(self.target, samples)
         return Trace(self.model, inputs, self._layers, target, self._output_path)
 
@@ -171,14 +173,29 @@ class Trace:
     def _replay(self, source: str | tuple[str, ...]) -> Replay:
         """The replay of a change of the layer of one site, or of the inputs of these names."""
         if source not in self._replays:
+            self._refuse_target_without_samples()
             target, path = self.target, self._output_path  # a reference to the trace would be a cycle
 
             def read(output: Any, samples: Sequence[int]) -> Tensor:
                 return score(taken(target, samples), select_output(output, path), len(samples))
 
             changes = self._taps[source].layer if isinstance(source, str) else source
-            self._replays[source] = Replay(self.model, self.inputs, changes, read)
+            self._replays[source] = Replay(self.model, self.inputs, changes, read, self.scores)
         return self._replays[source]
+
+    def _refuse_target_without_samples(self) -> None:
+        """Refuse a target that holds values for each sample and cannot tell those of a part of them."""
+        if self.inputs.batch == 1 or hasattr(self.target, "take"):
+            return
+        try:
+            turned = score(self.target, _turned(self.output, self.inputs.batch), self.inputs.batch)
+        except (RuntimeError, ValueError, TypeError, LookupError):  # it knows its samples by something else
+            return
+        if not torch.allclose(turned.flip(0), self.scores, 1e-3, 1e-3 * float(self.scores.abs().max()), equal_nan=True):
+            raise MulticamError(
+                f"the target {self.target!r} treats each sample differently, so it must say what belongs to which: give it a method "
+                "take(samples) that returns the target for these samples, or explain one sample at a time"
+            )
 
     def sees(self, name: str, input: str) -> bool:
         """Whether a layer's output changes with an input; runs the model once more, with this input changed."""
@@ -278,6 +295,16 @@ class Trace:
             f"the target depends on layer {tap.label!r}, but not by a gradient: something behind it is detached "
             "(.detach(), no_grad, argmax, rounding); take a layer behind that, or a method that needs no gradients"
         )
+
+
+def _turned(output: Any, batch: int) -> Any:
+    """An output with its samples in reverse order."""
+    if isinstance(output, list) and len(output) == batch:
+        return output[::-1]
+    return rebuild(
+        output,
+        lambda _, leaf: leaf.flip(0) if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == batch else leaf,
+    )
 
 
 def _detached(output: Any) -> Any:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from multicam.cam import CAM, ONLY, input_of
-from multicam.errors import MulticamError
+from multicam.errors import MulticamError, number
 from multicam.inputs import Inputs, as_names, is_image
 from multicam.maps import Maps
 from multicam.methods import WeightedCAM, first_component
@@ -197,7 +197,8 @@ class Augmented(Moving):
         factors: Sequence[float] = (0.9, 1.0, 1.1),
     ) -> None:
         super().__init__(cam, inputs)
-        if not factors or not all(isfinite(factor) and factor for factor in factors):
+        numbers = factors if isinstance(factors, Sequence) else []
+        if not numbers or not all(isfinite(number("a factor", factor)) and factor for factor in numbers):
             raise MulticamError(f"factors are numbers other than 0, as in (0.9, 1.0, 1.1), not {factors!r}")
         self.flip = flip
         self.factors = tuple(factors)
@@ -253,7 +254,8 @@ class FinerCAM(Wrapper):
 
     def __init__(self, cam: CAM, alpha: float = 1.0, similar: Sequence[int] = (1, 2, 3)) -> None:
         super().__init__(cam)
-        if not similar or min(similar) < 1:
+        ranks = similar if isinstance(similar, Sequence) else []
+        if not ranks or not all(isinstance(rank, int) and rank >= 1 for rank in ranks):
             raise MulticamError(f"similar classes are ranks from 1, the nearest, as in (1, 2, 3), not {similar!r}")
         self.alpha = alpha
         self.similar = tuple(similar)

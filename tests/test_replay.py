@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from multicam import Inputs, Layer, MulticamError, Trace, stacked, tokens
 from multicam.layers import Taps, module_by_module
-from multicam.replay import Rows
+from multicam.replay import Rows, _alike
 from multicam.reshape import positions
 from multicam.targets import score, select_output, taken
 
@@ -535,6 +535,39 @@ def test_the_target_keeps_the_class_it_chose_for_each_sample() -> None:
     top = trace.output.argmax(1)
     silent = trace.sites["a"].rescore(torch.zeros_like(trace.sites["a"].acts[:1]), 0)
     assert_scores(silent, model.head(torch.zeros(1, 16))[:, top[0]].detach())
+
+
+def test_a_target_with_values_for_each_sample_must_tell_them_apart() -> None:
+    model, inputs = hard("first", 3)
+    weights = torch.rand(3, 4)
+    trace = Trace(model, inputs, {"a": "a"}, lambda output: (output * weights).sum(1))
+    site = trace.sites["a"]
+    with pytest.raises(MulticamError, match=r"treats each sample differently.*take\(samples\)"):
+        site.rescore(site.acts[:3], 0)
+    with pytest.raises(MulticamError, match=r"take\(samples\)"):
+        trace.again(inputs, [2, 1, 0])
+
+    class Weighed:
+        def __init__(self, weights: Tensor) -> None:
+            self.weights = weights
+
+        def __call__(self, output: Tensor) -> Tensor:
+            return (output * self.weights).sum(1)
+
+        def take(self, samples: list[int]) -> "Weighed":
+            return Weighed(self.weights[samples])
+
+    told = Trace(model, inputs, {"a": "a"}, Weighed(weights)).sites["a"]
+    assert_scores(told.rescore(told.acts[2:], 2), told.scores[2:])
+
+
+def test_masks_filled_with_the_lowest_number_do_not_hide_a_difference() -> None:
+    lowest = torch.finfo(torch.float32).min
+    x, y = torch.tensor([0.0, 1.0, lowest]), torch.tensor([0.0, 1.1, lowest])
+    assert _alike(x, x.clone())
+    assert not _alike(x, y)
+    assert _alike(torch.tensor([1.0, torch.inf, torch.nan]), torch.tensor([1.0 + 1e-6, torch.inf, torch.nan]))
+    assert not _alike(torch.tensor([1, 2]), torch.tensor([1, 3]))
 
 
 def test_words_and_masks_follow_their_sample() -> None:
