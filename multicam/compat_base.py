@@ -30,7 +30,7 @@ class BaseCAM(ABC):
 
     Args:
         model: Any module; it is not changed.
-        target_layers: Modules, paths or `Layer`s; the maps of several are averaged.
+        target_layers: Modules, paths or `Layer` objects; the maps of several are averaged.
         reshape_transform: From each layer's output to `(b c *grid)`; None: found where the model proves it.
         output: Which part of the model's output the targets see, as for `multicam.CAM`; None: all of it.
 

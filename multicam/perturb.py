@@ -200,8 +200,9 @@ class SSCAM(MaskingCAM):
 class ISCAM(MaskingCAM):
     """IS-CAM: Score-CAM with the scores averaged over masks of growing strength.
 
-    `saliency = sum_c softmax_c(mean_i y(x * m_c * s_i)) A_c` with the sums `s_i = sum_{j<=i} j / steps` for `i = 1 …
-    steps`. Naidu et al. 2020, arXiv:2010.03023, with the sums as torchcam reads the paper.
+    `saliency = sum_c softmax_c(mean_i y(x * m_c * s_i)) A_c` with the sums
+    `s_i = sum_{j<=i} j / steps`, i from 1 to `steps`. Naidu et al. 2020, arXiv:2010.03023, with the sums as torchcam reads
+    the paper.
 
     Args:
         model: As for `MaskingCAM`.

@@ -344,7 +344,8 @@ class RefineCAM(Wrapper):
         >>> from torch import nn
         >>> from multicam import GradCAMPlusPlus
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, 2), nn.Flatten(), nn.Linear(144, 5))
-        >>> RefineCAM(GradCAMPlusPlus(model, {"early": "1", "late": "2"}))(torch.rand(2, 3, 16, 16))["input"].shape
+        >>> cam = RefineCAM(GradCAMPlusPlus(model, {"early": "1", "late": "2"}))
+        >>> cam(torch.rand(2, 3, 16, 16), signed=True)["input"].shape
         torch.Size([2, 16, 16])
     """
 
