@@ -17,41 +17,13 @@ from multicam.errors import MulticamError
 from multicam.inputs import Inputs, own
 from multicam.layers import Layer, Tap, Taps, module_by_module, undisturbed
 from multicam.reshape import as_it_is
+from multicam.rows import Rows, rounding, where
 from multicam.taint import Taint, has_memory
 from multicam.tree import leaves, rebuild
 
 # From the output of a pass, and the sample that each of its rows stems from, to the scores of the rows.
 Read = Callable[[Any, Sequence[int]], Tensor]
 What = Tensor | Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Where the samples lie in a recorded tensor, proved by passes with two sizes of the batch.
-
-    Attributes:
-        batch: How many samples the recorded tensor has.
-        axis: The axis that grows with the batch; None for a tensor without samples.
-        each: How many entries of the axis belong to one sample.
-        apart: Whether those entries lie `batch` apart, as `torch.cat` of whole batches puts them, and not side by side.
-    """
-
-    batch: int
-    axis: int | None = None
-    each: int = 1
-    apart: bool = False
-
-    def spread(self, x: Tensor, sample: int, n: int) -> Tensor:
-        """The tensor for `n` copies of one sample, which share their memory where that can be."""
-        if self.axis is None:
-            return x
-        sizes = (self.each, self.batch) if self.apart else (self.batch, self.each)
-        split = x.view(*x.shape[: self.axis], *sizes, *x.shape[self.axis + 1 :])
-        at = self.axis + self.apart
-        copies = split.narrow(at, sample, 1).expand(*(n if i == at else -1 for i in range(split.ndim)))
-        return (
-            copies.squeeze(self.axis + (not self.apart)) if self.each == 1 else copies.flatten(self.axis, self.axis + 1)
-        )
 
 
 @dataclass(eq=False)
@@ -72,7 +44,7 @@ class Call:
     depends: bool = False
     output: Any = None
     inside: Counter[int] = field(default_factory=Counter)
-    rows: dict[str, list["Rows"]] = field(default_factory=dict)
+    rows: dict[str, list[Rows]] = field(default_factory=dict)
 
 
 class Replay:
@@ -303,7 +275,7 @@ class Replay:
         generator = torch.Generator().manual_seed(sample)
         open_calls: list[Call] = []
         confirmed: set[tuple[int, int]] = set()
-        precision = [_rounding(x) for x in self._model.parameters()]
+        precision = [rounding(x) for x in self._model.parameters()]
         leaves_now = self._inputs.leaves
         values: What = {
             name: _changed(Rows(self._batch, 0).spread(leaves_now[name], sample, n), generator) for name in self._names
@@ -311,7 +283,7 @@ class Replay:
 
         def end(output: Any) -> None:
             call = open_calls.pop()
-            precision.extend(map(_rounding, _tensors(output).values()))
+            precision.extend(map(rounding, _tensors(output).values()))
             record = self._calls.get((id(call.module), call.index))
             if record is None:
                 return
@@ -325,7 +297,7 @@ class Replay:
 
         def source(_: int, tap: Tap, x: Tensor) -> Tensor:
             nonlocal values
-            self._record_rows = _where(self._record, x, self._batch, sample, n, self._record_rows)
+            self._record_rows = where(self._record, x, self._batch, sample, n, self._record_rows)
             values = _changed(self._gridded(x), generator)
             return self._written(x, values)
 
@@ -427,7 +399,7 @@ def _confirm(
         if path == but:
             continue
         if isinstance(x, Tensor) and isinstance(after[path], Tensor):
-            found[path] = _where(x, after[path], batch, sample, n, record.rows.get(path))
+            found[path] = where(x, after[path], batch, sample, n, record.rows.get(path))
             if not found[path]:
                 return None
         elif not _same(x, after[path]):
@@ -440,40 +412,6 @@ def _same(x: Any, y: Any) -> bool:
         return type(x) is type(y) and bool(x == y)
     except (RuntimeError, ValueError, TypeError):  # packed sequences, arrays
         return False
-
-
-def _where(x: Tensor, again: Tensor, batch: int, sample: int, n: int, known: list[Rows] | None) -> list[Rows]:
-    """Where the samples may lie in `x`, if `again` holds one of them `n` times and it was `known` to be one of these."""
-    if x.ndim != again.ndim or x.dtype != again.dtype:
-        return []
-    grown = [axis for axis in range(x.ndim) if x.shape[axis] != again.shape[axis]]
-    if not grown:
-        candidates = [Rows(batch)]
-    elif len(grown) == 1 and x.shape[grown[0]] * n == again.shape[grown[0]] * batch:
-        each = x.shape[grown[0]] // batch
-        candidates = [Rows(batch, grown[0], each, apart) for apart in ((False, True) if each > 1 else (False,))]
-    else:
-        return []
-    possible = [rows for rows in candidates if known is None or rows in known]
-    return [rows for rows in possible if _alike(rows.spread(x, sample, n), again)]
-
-
-def _alike(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors are equal up to the rounding of passes with other sizes of a batch."""
-    share = _rounding(y)
-    if not share or not y.numel():
-        return torch.equal(x, y)
-    size = y.abs()
-    size = size.where(size < 1e30, 0).max()  # masks are filled with the lowest number there is
-    return torch.allclose(x, y, share, share * float(size), equal_nan=True)
-
-
-def _rounding(x: Tensor) -> float:
-    """By how much passes with other sizes of a batch may differ, as a share of the largest value."""
-    if not (x.is_floating_point() or x.is_complex()):
-        return 0.0
-    short = x.is_cuda and x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
-    return float((2**-10 if short else torch.finfo(x.dtype).eps) ** (2 / 3))
 
 
 def _within(x: Tensor, y: Tensor, tolerance: float) -> bool:

@@ -23,7 +23,7 @@ FLOORS = [
         "figures",
         "panels",
     ],
-    ["layers", "taint", "replay", "trace", "survey"],
+    ["layers", "taint", "rows", "replay", "trace", "survey"],
     [
         "adapter",
         "cam",

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from multicam import Inputs, Layer, MulticamError, Trace, stacked, tokens
 from multicam.layers import Taps, module_by_module
-from multicam.replay import Rows, _alike
 from multicam.reshape import positions
 from multicam.targets import score, select_output, taken
 
@@ -561,15 +560,6 @@ def test_a_target_with_values_for_each_sample_must_tell_them_apart() -> None:
     assert_scores(told.rescore(told.acts[2:], 2), told.scores[2:])
 
 
-def test_masks_filled_with_the_lowest_number_do_not_hide_a_difference() -> None:
-    lowest = torch.finfo(torch.float32).min
-    x, y = torch.tensor([0.0, 1.0, lowest]), torch.tensor([0.0, 1.1, lowest])
-    assert _alike(x, x.clone())
-    assert not _alike(x, y)
-    assert _alike(torch.tensor([1.0, torch.inf, torch.nan]), torch.tensor([1.0 + 1e-6, torch.inf, torch.nan]))
-    assert not _alike(torch.tensor([1, 2]), torch.tensor([1, 3]))
-
-
 def test_words_and_masks_follow_their_sample() -> None:
     g = torch.Generator().manual_seed(0)
     inputs = {"image": torch.rand(2, 3, 16, 16, generator=g), "ids": torch.tensor([[1, 2, 3], [4, 5, 6]])}
@@ -632,13 +622,3 @@ def test_what_does_not_fit_is_refused() -> None:
         trace.rescore({"rgb": torch.rand(2, 3, 32, 32), "depth": torch.rand(3, 1, 16, 32)}, 0)
     with pytest.raises(MulticamError, match="give the inputs to change, of 'rgb', 'depth', 'texture'"):
         trace.rescore({}, 0)
-
-
-@pytest.mark.parametrize(("each", "apart"), [(1, False), (3, False), (3, True)])
-@pytest.mark.parametrize("axis", [0, 1])
-def test_rows_of_one_sample_wherever_they_lie(axis: int, each: int, apart: bool) -> None:
-    one = [torch.rand(each, 2) for _ in range(4)]
-    together = torch.stack(one, 1 if apart else 0).flatten(0, 1)
-    copies = torch.stack([one[2]] * 5, 1 if apart else 0).flatten(0, 1)
-    found = Rows(4, axis, each, apart).spread(together.movedim(0, axis), 2, 5)
-    assert torch.equal(found, copies.movedim(0, axis))
