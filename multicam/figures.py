@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 Scale = Literal["shared", "column", "each"]
 
-_TILE_IN, _PAGE_IN, _EDGE_IN = 1.6, 8.5, 0.04  # the tallest tile, all rows of tiles together, the page's margin
+_PAGE_IN, _EDGE_IN = 8.5, 0.04  # all rows of tiles together, the page's margin
 _LEGIBLE_IN, _BAND_IN = 0.75, 0.1  # columns continue below rather than be smaller than this; the space above them
 _BAR_IN = 2.4, 0.09  # the largest colour bar
 _TEXT_PT, _NOTE_PT = 8.0, 7.0
+_BRIGHT = 110  # of 255; text on anything brighter is black
 _SCREEN_DPI = 150
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _WIDE_FONTS = (  # for Chinese labels, in order of preference; the last one draws a box for any character
@@ -50,12 +51,14 @@ class Tile:
         map: `(h w)` or `(t h w)`, not normalised. Without an image it is shown alone.
         caption: The text below.
         region: A true region `(h w)` of any resolution, drawn as a thin contour.
+        text: Written in the middle, such as the value of a map with one cell.
     """
 
     image: Tensor | None = None
     map: Tensor | None = None
     caption: str = ""
     region: Bool[Tensor, "h w"] | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -111,9 +114,11 @@ def figure(
     rows: Sequence[str] = (),
     title: str = "",
     scale: Scale | Sequence[Scale] = "shared",
+    quantity: str = "evidence",
     units: str = "units of the score",
     colormap: Colormap | None = None,
     width: float = 7.0,
+    tallest: float = 1.6,
 ) -> Picture:
     """A printable figure of tiles in rows and columns, with what its colours mean below.
 
@@ -127,9 +132,11 @@ def figure(
         scale: Which maps share a divisor, and so a colour bar: all (`"shared"`), those of one column (`"column"`: one
             method or one input each), or none (`"each"`: the strongest evidence of every map looks the same); or one of
             these words for each column.
+        quantity: What the maps show, for the colour bar.
         units: The units of the maps' values, for the colour bar.
         colormap: See `colorize`; one for the whole figure, diverging when any map has a negative value.
         width: The widest the figure may be, in inches: 7 is a full page of most papers, where the text prints at 8 pt.
+        tallest: The tallest a tile may be, in inches.
 
     Raises:
         MulticamError: matplotlib is missing, labels or tiles do not fit each other, or a map is not finite.
@@ -166,7 +173,9 @@ def figure(
     gaps = np.array([0.05 if a == b else 0.14 for a, b in pairwise(columns or [""] * count)] + [0.0])
     aspects = np.array([[1 if rgb is None else rgb.shape[1] / rgb.shape[0] for rgb in row] for row in drawn])
     shapes = aspects.max(0).clip(0.5, 3)
-    bands, tall = _bands(groups or [[c] for c in range(count)], gaps, shapes, len(tiles), width - left - _EDGE_IN)
+    bands, tall = _bands(
+        groups or [[c] for c in range(count)], gaps, shapes, len(tiles), width - left - _EDGE_IN, tallest
+    )
     if tall < 0.1:
         raise MulticamError(f"{count} columns of tiles do not fit into {width} inches: give a larger width")
     wide = shapes * tall
@@ -190,7 +199,7 @@ def figure(
     ticks = sheet.fit([text for mark in marks for text in mark], rooms, _NOTE_PT)
     own = any(bar.scale == "each" for bar in bars)
     said = [units] * any(bar.scale != "each" for bar in bars) + ["each map by its own maximum"] * own
-    legend = sheet.fit(["evidence, " + "; max: ".join(said) if bars else ""], [right - left], _NOTE_PT)
+    legend = sheet.fit([f"{quantity}, " + "; max: ".join(said) if bars else ""], [right - left], _NOTE_PT)
     foot = np.array(
         [_BAR_IN[1] + 0.04 + ticks.height if any(bar.column in band for bar in bars) else 0 for band in bands]
     )
@@ -213,6 +222,9 @@ def figure(
                     w, h = high[r, c] * aspects[r, c], high[r, c]
                     box = x[c] + (wide[c] - w) / 2, y[r, k] + (deep[r, k] - h) / 2, w, h
                     sheet.show(rgb, box, "tile", region=row[c].region)
+                    inside = sheet.fit([row[c].text], [0.9 * w], _TEXT_PT)
+                    middle = box[1] + (h - inside.height) / 2
+                    sheet.write(inside, [box[0] + w / 2], middle, color="black" if rgb.mean() > _BRIGHT else "white")
     low = -1 if colormap == "diverging" else 0
     ramp = colorize(torch.linspace(low, 1, 255)[None], colormap)
     for i, bar in enumerate(bars):
@@ -265,7 +277,7 @@ def _draw(tile: Tile, limit: float, colormap: Colormap) -> UInt8[np.ndarray, "h 
 
 
 def _bands(
-    groups: Sequence[list[int]], gaps: np.ndarray, shapes: np.ndarray, rows: int, room: float
+    groups: Sequence[list[int]], gaps: np.ndarray, shapes: np.ndarray, rows: int, room: float, tallest: float
 ) -> tuple[list[list[int]], float]:
     """The columns of each band, with groups kept together, and the height of a tile.
 
@@ -279,8 +291,8 @@ def _bands(
                 bands.append([])
             bands[-1] += group
         wide = (float((room - gaps[band[:-1]].sum()) / shapes[band].sum()) for band in bands)
-        found.append((bands, min(_TILE_IN, _PAGE_IN / (rows * len(bands)), *wide)))
-        if found[-1][1] >= _LEGIBLE_IN:
+        found.append((bands, min(tallest, _PAGE_IN / (rows * len(bands)), *wide)))
+        if found[-1][1] >= min(_LEGIBLE_IN, 0.7 * tallest):
             break
     return max(found, key=itemgetter(1))
 
@@ -359,12 +371,18 @@ class _Sheet:
         return _Texts(wrapped, size * shrink, max(lengths, default=0.0) * shrink)
 
     def write(
-        self, texts: _Texts, xs: Sequence[float] | np.ndarray, y: float, ha: str = "center", va: str = "top"
+        self,
+        texts: _Texts,
+        xs: Sequence[float] | np.ndarray,
+        y: float,
+        ha: str = "center",
+        va: str = "top",
+        color: str = "black",
     ) -> None:
         width, height = self.page.get_size_inches()
         for text, x in zip(texts.texts, xs, strict=False):
             place = x / width, 1 - y / height
-            self.page.text(*place, text, size=texts.size, family=_families(text), ha=ha, va=va, color="black")
+            self.page.text(*place, text, size=texts.size, family=_families(text), ha=ha, va=va, color=color)
 
     def show(
         self,
