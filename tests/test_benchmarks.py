@@ -173,3 +173,39 @@ def test_the_time_of_a_share_is_scaled_to_the_whole(benchmarks):
     side = meter.Side(lambda: time.sleep(0.01), share=1 / 20)
     cost = meter.measure(nn.Linear(1, 1), {"some": side}, meter.Setting(torch.device("cpu"), 1, True))["some"]
     assert 0.2 <= cost.median < 2
+
+
+def test_the_benchmark_of_attention_judges_its_goals(benchmarks: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "attention.md"
+    attention = importlib.import_module("benchmarks.attention")
+    page.write_text(f"{attention.MARK}\n\nolder numbers\n")
+    command = ["-m", "benchmarks.attention", "--quick", "--repeat", "1", "--threads", "1", "--write", str(page)]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    text = page.read_text()
+    assert "older numbers" not in text
+    for goal in (
+        "recording, time / forward, ViT-B",
+        "time / (forward + backward)",
+        "memory held / that of the probabilities",
+    ):
+        assert goal in text
+
+
+def test_a_planted_cell_is_found_where_it_was_planted(benchmarks: ModuleType) -> None:
+    planted = importlib.import_module("benchmarks.planted")
+    inputs, label, where, cell = planted.draw(12, torch.Generator().manual_seed(0))
+    patterns = planted.patterns()
+    assert torch.equal(patterns.flatten(1) @ patterns.flatten(1).T, 16 * torch.eye(planted.CLASSES))
+    found = torch.stack(
+        [nn.functional.conv2d(inputs[name], patterns[:, None], stride=planted.PATCH) for name in planted.INPUTS], 1
+    )  # (b input class 6 6)
+    peak = found.flatten(1).argmax(1)
+    cells = planted.SIDE**2
+    strongest = [(int(p) // (planted.CLASSES * cells), int(p) // cells % planted.CLASSES, int(p) % cells) for p in peak]
+    assert strongest == list(zip(where.tolist(), label.tolist(), cell.tolist(), strict=True))
+    maps = {name: torch.zeros(12, cells) for name in planted.INPUTS}
+    for i in range(12):
+        maps[planted.INPUTS[where[i]]][i, cell[i]] = 1
+    grids = {name: m.view(12, planted.SIDE, planted.SIDE) for name, m in maps.items()}
+    assert planted.hits(grids, where, cell) == (1, 1, 1)
+    assert planted.hits({name: 1 - m for name, m in grids.items()}, where, cell) == (0, 0, 0)
