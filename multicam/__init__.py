@@ -1,11 +1,15 @@
 """Explain a PyTorch model that takes several inputs, without editing it."""
 
 from multicam.adapter import PackedModel
+from multicam.attending import attention, record_attention
+from multicam.attention_figures import flow_figure, head_sheet, query_figure
 from multicam.boxes import BoxScore, TopBox
+from multicam.calls import AttentionCall
 from multicam.cam import CAM, explain_methods
 from multicam.concepts import Concepts, factorize
 from multicam.errors import MulticamError
 from multicam.figures import Picture, Tile, figure
+from multicam.flow import Flow, legrad, relevance, rollout
 from multicam.fullgrad import CompleteFullGrad, FullGrad
 from multicam.input_cam import InputCAM
 from multicam.inputs import Inputs
@@ -32,9 +36,11 @@ from multicam.modalities import MODALITIES
 from multicam.packing import Spec
 from multicam.panels import compare, panel
 from multicam.perturb import ISCAM, RISE, SSCAM, AblationCAM, ScoreCAM, SmoothGradCAMPlusPlus
+from multicam.record import Attention
 from multicam.render import colorize, normalize, overlay
 from multicam.reshape import as_it_is, channels_last, stacked, tokens
 from multicam.sess import SESS
+from multicam.shares import Between, flow_matrix
 from multicam.survey import list_layers
 from multicam.targets import (
     Binary,
@@ -62,7 +68,10 @@ __all__ = [
     "SESS",
     "SSCAM",
     "AblationCAM",
+    "Attention",
+    "AttentionCall",
     "Augmented",
+    "Between",
     "Binary",
     "BoxScore",
     "ClassScore",
@@ -73,6 +82,7 @@ __all__ = [
     "EigenGradCAM",
     "EigenSmoothed",
     "FinerCAM",
+    "Flow",
     "FullGrad",
     "GradCAM",
     "GradCAMElementWise",
@@ -107,16 +117,25 @@ __all__ = [
     "WeightedCAM",
     "XGradCAM",
     "as_it_is",
+    "attention",
     "channels_last",
     "colorize",
     "compare",
     "explain_methods",
     "factorize",
     "figure",
+    "flow_figure",
+    "flow_matrix",
+    "head_sheet",
+    "legrad",
     "list_layers",
     "normalize",
     "overlay",
     "panel",
+    "query_figure",
+    "record_attention",
+    "relevance",
+    "rollout",
     "stacked",
     "tokens",
 ]

@@ -22,8 +22,27 @@ FLOORS = [
         "render",
         "figures",
         "panels",
+        "places",
+        "kernels",
     ],
-    ["layers", "taint", "rows", "replay", "trace", "survey"],
+    [
+        "layers",
+        "taint",
+        "rows",
+        "replay",
+        "trace",
+        "survey",
+        "marks",
+        "rearranging",
+        "computing",
+        "origins",
+        "products",
+        "forwards",
+        "calls",
+        "record",
+        "recorder",
+        "attending",
+    ],
     [
         "adapter",
         "cam",
@@ -36,6 +55,9 @@ FLOORS = [
         "sess",
         "concepts",
         "metrics",
+        "flow",
+        "shares",
+        "attention_figures",
     ],
     [
         "compat",
@@ -58,7 +80,7 @@ FLOORS = [
 FILES = {path.stem: path for path in PACKAGE.glob("*.py")}
 # Imported only inside the function that needs them, so that `import multicam` needs none of them.
 OPTIONAL = {"matplotlib", "skimage", "sklearn", "safetensors", "tqdm", "PIL", "scipy"}
-HOOKS = {"layers", "replay", "survey"}  # the only files that touch hooks
+HOOKS = {"layers", "recorder", "replay", "survey"}  # the only files that touch hooks
 
 
 def imported(tree: ast.AST) -> set[str]:

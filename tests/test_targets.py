@@ -29,7 +29,6 @@ LOGITS = torch.tensor([[1.0, 4.0, 2.0], [3.0, 0.5, 2.5]])
         (Probability(1), LOGITS.softmax(1)[:, 1].tolist()),
         (lambda out: out.sum(1), [7.0, 6.0]),
     ],
-    ids=repr,
 )
 def test_targets_by_value(target: Any, expected: list[float]) -> None:
     assert score(as_target(target), LOGITS, 2).tolist() == pytest.approx(expected)
