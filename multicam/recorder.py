@@ -94,6 +94,8 @@ class Recorder(TorchDispatchMode):
             batch = inputs.batch
         except MulticamError:  # it is for the model to refuse what it cannot take
             inputs, batch = Inputs(), 0
+        if _is_sequence_first(module):
+            inputs, batch = Inputs(), 0  # rows of its inputs are no samples
         given = {name: leaf for name, leaf in inputs.leaves.items() if isinstance(leaf, Tensor)}
         for name in self._layouts:
             if module is self._record.model and name not in given and name not in self._sizes:
@@ -397,6 +399,14 @@ def _is_composite(func: OpOverload) -> bool:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     name = func._schema.name + (f".{func._schema.overload_name}" if func._schema.overload_name else "")
     return bool(has(name, "CompositeImplicitAutograd") and not has(name, "CPU"))
+
+
+def _is_sequence_first(module: nn.Module) -> bool:
+    """Whether a layer of PyTorch's takes `(n b c)`."""
+    layers = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.Transformer)
+    stacks = (nn.TransformerEncoder, nn.TransformerDecoder)
+    attentions = (m for m in module.modules() if isinstance(m, nn.MultiheadAttention))
+    return isinstance(module, layers + stacks) and not all(m.batch_first for m in attentions)
 
 
 def _with_graph(_: str, leaf: Any) -> Any:

@@ -726,3 +726,13 @@ def test_a_record_of_one_pass_with_a_target() -> None:
         assert attention(model, inputs, 1)[0].grad.any()
     with pytest.raises(MulticamError, match=r"'fused#0' has no gradient: .* that of attention.…. without a target"):
         _ = attention(model, inputs)[0].grad
+
+
+def test_a_layer_that_takes_the_sequence_first_has_no_places() -> None:
+    """Its first axis would pass for samples."""
+    with torch.no_grad(), record_attention(nn.MultiheadAttention(8, 2)) as att:
+        att.model(*[torch.rand(5, 3, 8)] * 3, need_weights=False)
+    (call,) = att
+    assert call.shape == (3, 2, 5, 5)
+    with pytest.raises(MulticamError, match="could not be followed which tokens its queries are"):
+        call.dense(call.probs)
