@@ -57,11 +57,17 @@ def record_attention(
     inner = unwrapped(model)
     if not callable(keep) and keep not in ("lazy", "probs"):
         raise unknown("keep", keep, ("lazy", "probs"))
+    layouts = _mapping("layouts", layouts, '{"freq": tokens(14, 14)}')
+    streams = _mapping("streams", streams, '{"fusion.attn": ("rgb", "freq")}')
+    if not all(isinstance(layout, Tokens) for layout in layouts.values()):
+        raise MulticamError(f"a layout is tokens(rows, columns, prefix=…), not in {layouts!r}")
+    if not all(isinstance(stream, tuple) and len(stream) == 2 for stream in streams.values()):
+        raise MulticamError(f"a stream is two inputs, that of the queries and that of the keys, not in {streams!r}")
     record = Attention(inner)
-    for path in streams or {}:
+    for path in streams:
         if path not in module_paths(inner):
             raise unknown("module in streams", path, module_paths(inner))
-    recorder = Recorder(record, keep, gradients, dict(layouts or {}), dict(streams or {}))
+    recorder = Recorder(record, keep, gradients, layouts, streams)
     with ExitStack() as stack:
         stack.enter_context(LOCK)
         if "torch._dynamo" in sys.modules:
@@ -130,6 +136,12 @@ def attention(
             picked = select_output(record.output, output)
             record.gradients(score(pinned(as_target(target), picked), picked, bound.batch))
     return record
+
+
+def _mapping(name: str, given: Any, example: str) -> dict[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise MulticamError(f"{name} is a mapping such as {example}, not {given!r}")
+    return dict(given or {})
 
 
 @contextmanager

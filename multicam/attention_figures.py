@@ -11,7 +11,7 @@ from multicam.calls import AttentionCall, Value
 from multicam.errors import MulticamError, unknown
 from multicam.figures import Picture, Scale, Tile, figure
 from multicam.forwards import Query
-from multicam.inputs import frames_second
+from multicam.inputs import as_names, frames_second
 from multicam.render import Colormap
 from multicam.shares import flow_matrix
 
@@ -127,10 +127,14 @@ def query_figure(
         Picture(5 tiles, ...)
     """
     chosen = _several(calls)
+    if not isinstance(inputs, Mapping):
+        raise MulticamError(
+            f"inputs are a mapping from names to images, as the model is given them, not a {type(inputs).__name__}"
+        )
     for name in spectral:
         if name not in inputs:
             raise unknown("input", name, inputs)
-    asked = [onto] if isinstance(onto, str) else onto
+    asked = as_names(onto)
     looks = [(call, name) for call in chosen for name in asked or call.forward.places.names if name in call.inputs()[1]]
     if not looks:
         seen = "\n".join(f"  {call.name}: {call.describe()}" for call in chosen)

@@ -282,6 +282,7 @@ class AttentionCall:
         index = [heads] if isinstance(heads, int) else heads
         if (
             isinstance(index, str)
+            or not isinstance(index, Sequence)
             or not len(index)
             or not all(isinstance(i, int) and 0 <= i < matrix.shape[1] for i in index)
         ):

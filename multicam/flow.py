@@ -45,7 +45,7 @@ class Flow:
         Raises:
             MulticamError: If there is no such sample.
         """
-        if not 0 <= sample < len(self._states):
+        if not isinstance(sample, int) or not 0 <= sample < len(self._states):
             raise MulticamError(f"the {self.name} has samples 0 to {len(self._states) - 1}, not {sample!r}")
         state = self._states[sample]
         return state.rows(torch.arange(len(state.tokens), device=state.tokens.device))

@@ -123,7 +123,7 @@ class Dense:
         """Which query a number or a pixel means."""
         if isinstance(query, int):
             return checked_query(query, len(self.queries), self.title)
-        if isinstance(query, tuple) and len(query) == 2:
+        if isinstance(query, tuple) and len(query) == 2 and all(isinstance(at, int | float) for at in query):
             return self._at(query, of)
         raise MulticamError(f'a query is "mean", "cls", a number or a pixel (y, x), not {query!r}')
 

@@ -50,6 +50,8 @@ class Calls(list[AttentionCall]):
 
     def find(self, name: str) -> "Calls":
         """The attentions of a module path or of the modules inside of it, of a call `"path#1"`, or of a pattern with `*`."""
+        if not isinstance(name, str):
+            raise MulticamError(f"attentions are found by a module path or a pattern with *, not by {name!r}")
         return Calls(
             call
             for call in self

@@ -79,7 +79,7 @@ def of_pass(att: Sequence[AttentionCall], forward: int | None) -> list[Attention
     Raises:
         MulticamError: If there are several passes, or there is no such pass.
     """
-    if isinstance(att, AttentionCall) or not all(isinstance(call, AttentionCall) for call in att) or not att:
+    if not isinstance(att, Sequence) or not att or not all(isinstance(call, AttentionCall) for call in att):
         raise MulticamError(f"give attentions of a recording, such as att, att[-2:] or att.find(…), not {att!r}")
     passes = sorted({call.forward.index for call in att})
     if forward is None and len(passes) > 1:

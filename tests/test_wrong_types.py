@@ -15,6 +15,15 @@ import multicam as mc
 model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
 x = torch.rand(2, 3, 8, 8)
 cam = mc.GradCAM(model, "0")
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.attn = nn.Conv2d(3, 8, 2, 2), nn.MultiheadAttention(8, 2, batch_first=True)
+    def forward(self, image):
+        tokens = self.conv(image).flatten(2).mT
+        return self.attn(tokens, tokens, tokens)[0].mean(1)
+attends = Attends()
+att = mc.attention(attends, x, 1)
 """
 CALLS = {
     'cam(x, "cat")': "a target class is an int, or one int per sample, not 'cat'",
@@ -62,6 +71,25 @@ CALLS = {
     "mc.explain_methods(model, x, '0', [mc.RISE])": "methods are classes such as GradCAM, not",
     "mc.explain_methods(model, x, '0', [cam])": "methods are classes such as GradCAM, not",
     "mc.SegmentationScore('sky')": "a target class is an int",
+    "mc.attention(len, x)": "a model is a torch.nn.Module",
+    "mc.attention(attends, x, keep='prob')": "no keep 'prob'; did you mean 'probs'",
+    "mc.attention(attends, x, layouts=[1])": "layouts is a mapping such as",
+    "mc.attention(attends, x, layouts={'image': (4, 4)})": "a layout is tokens(rows, columns, prefix=…), not in",
+    "mc.attention(attends, x, streams=['attn'])": "streams is a mapping such as",
+    "mc.attention(attends, x, streams={'attn': 'image'})": "a stream is two inputs, that of the queries and that of the keys",
+    "att.find(3)": "attentions are found by a module path or a pattern with *, not by 3",
+    "att.between(0, 1)": "no input '0'. There are: 'image'",
+    "att[0].heatmap(3)": "no input '3'. There are: 'image'",
+    "att[0].heatmap(query=(1, 'a'))": "a pixel (y, x), not (1, 'a')",
+    "att[0].heatmap(heads=1.5)": 'heads is "mean", or of 0 to 1, not 1.5',
+    "att[0].heatmap(value=3)": "no value '3'",
+    "att.gradients(1.0)": "the score carries no gradient",
+    "mc.rollout(None)": "give attentions of a recording, such as att",
+    "mc.rollout(att, residual='half')": "residual is a number, not 'half'",
+    "mc.relevance(att).matrix('a')": "has samples 0 to 1, not 'a'",
+    "mc.query_figure(att, x, (1, 1))": "inputs are a mapping from names to images",
+    "mc.query_figure(att, {'image': x}, (1, 1), onto=3)": "inputs are named by a string, or several in a list, not by 3",
+    "mc.head_sheet(None)": "a figure of attention needs at least one attention",
     "mc.Inputs(x).repeat(-1)": "repeat takes a number of copies, at least 1, not -1",
 }
 RUN = """
