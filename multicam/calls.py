@@ -114,7 +114,11 @@ class AttentionCall:
         return "nothing in front of it requires a gradient: record_attention(model, gradients=True)"
 
     def dense(self, matrix: Float[Tensor, "b heads q k"], sample: int = 0) -> Dense:
-        """A matrix over all tokens of one sample, windows put together; padding is left out."""
+        """A matrix over all tokens of one sample: windows put together, padding left out, queries that come several times averaged.
+
+        Raises:
+            MulticamError: If there is no such sample, its tokens could not be followed, or several samples share a row.
+        """
         samples = self.samples()
         of = (samples == sample).any(1)
         if not of.any():
@@ -127,12 +131,23 @@ class AttentionCall:
                 f"attention {self.name!r}: it could not be followed which tokens its "
                 f"{'queries' if (rows < 0).any() else 'keys'} are ({self.describe()}); say it with layouts=…"
             )
+        of_ids = self.forward.places.sample.to(rows.device)
+        if any(((of_ids[ids.clamp(min=0)] != sample) & (ids > 0)).any() for ids in (rows, columns)):
+            raise MulticamError(
+                f"attention {self.name!r} has tokens of several samples in one row: explain one sample at a time"
+            )
         queries, at_row = _numbered(rows)
         keys, at_column = _numbered(columns)
         full = part.new_zeros(part.shape[1], len(queries) + 1, len(keys) + 1)
+        times = part.new_zeros(len(queries) + 1)  # queries may come several times, for each head or hypothesis
         for window in range(len(part)):
-            full[:, at_row[window][:, None], at_column[window][None]] += part[window]
-        return Dense(f"attention {self.name!r}", self.forward, queries, keys, full[:, :-1, :-1])
+            on_keys = part.new_zeros(*part.shape[1:3], len(keys) + 1)
+            full.index_add_(1, at_row[window], on_keys.index_add_(2, at_column[window], part[window]))
+            times.index_add_(0, at_row[window], torch.ones_like(times[at_row[window]]))
+        full = full[:, :-1, :-1] / times[:-1, None]
+        return Dense(
+            f"attention {self.name!r}", self.forward, queries, keys, full, at_row.flatten(), at_column.flatten()
+        )
 
     def samples(self) -> Int[Tensor, "b q"]:
         """The sample of each query; -1 for padding."""
@@ -344,7 +359,7 @@ class AttentionCall:
     def forget(self) -> None:
         """Keep no matrices, values and history."""
         self._matrices = None
-        self.values = self.values[:0]
+        self.values = self.values.new_empty(0, *self.values.shape[1:])  # no view: that would keep all of it
         self._differentiated = self._forgotten
 
 

@@ -92,6 +92,8 @@ class Dense:
         queries: The ids of the rows.
         keys: The ids of the columns.
         matrix: `(heads queries keys)`.
+        numbers: Which row each query of the module is, padding being behind the last; None: they are the rows.
+        key_numbers: The same of keys and columns.
     """
 
     title: str
@@ -99,6 +101,8 @@ class Dense:
     queries: Int[Tensor, " queries"]
     keys: Int[Tensor, " keys"]
     matrix: Float[Tensor, "heads queries keys"]
+    numbers: Int[Tensor, " n"] | None = None
+    key_numbers: Int[Tensor, " m"] | None = None
 
     def line(self, query: Query, of: str | None) -> Float[Tensor, " keys"]:
         """What the queries that the caller means give to each key, in the first head."""
@@ -122,14 +126,20 @@ class Dense:
     def at(self, query: Query, of: str | None) -> int:
         """Which query a number or a pixel means."""
         if isinstance(query, int):
-            return checked_query(query, len(self.queries), self.title)
+            if self.numbers is None:
+                return checked_query(query, len(self.queries), self.title)
+            row = int(self.numbers[checked_query(query, len(self.numbers), self.title)])
+            if row == len(self.queries):
+                raise MulticamError(f"query {query} of {self.title} is padding, or a constant that stands for nothing")
+            return row
         if isinstance(query, tuple) and len(query) == 2 and all(isinstance(at, int | float) for at in query):
             return self._at(query, of)
         raise MulticamError(f'a query is "mean", "cls", a number or a pixel (y, x), not {query!r}')
 
     def transposed(self) -> "Dense":
         """The keys as queries."""
-        return Dense(f"{self.title}, read from its keys,", self.forward, self.keys, self.queries, self.matrix.mT)
+        title = f"{self.title}, read from its keys,"
+        return Dense(title, self.forward, self.keys, self.queries, self.matrix.mT, self.key_numbers, self.numbers)
 
     def footprint(self, query: Query, onto: str) -> Float[Tensor, "1 *size"]:
         """What each key has been given by a query, where the key is."""

@@ -86,7 +86,7 @@ def layout_of(x: Any) -> "tuple[tuple[int, ...], Callable[[Marks, str, Tensor], 
         return ((2,), _vector if x.is_floating_point() else _words)
     if x.ndim == 3:
         return ((1, 2), _features if x.is_floating_point() else _plane)
-    return {4: ((1, 2), _image), 5: ((0, 1, 2), _clip)}.get(x.ndim)
+    return {4: ((1, 2), _channels_last if channels_are_last(x) else _image), 5: ((0, 1, 2), _clip)}.get(x.ndim)
 
 
 def _words(origins: Marks, name: str, x: Tensor) -> Mark:
@@ -112,6 +112,17 @@ def _features(origins: Marks, name: str, x: Tensor) -> Mark:
 
 def _image(origins: Marks, name: str, x: Tensor) -> Mark:
     return lay_images(origins, origins.places.whole(name, len(x), tuple(x.shape[2:])), x.shape[:1])
+
+
+def _channels_last(origins: Marks, name: str, x: Tensor) -> Mark:
+    lattice = origins.places.whole(name, len(x), tuple(x.shape[1:3]))
+    shape = (*x.shape[:3], 1)
+    return Mark(lambda: origins.places.lay(lattice).reshape(shape), shape)
+
+
+def channels_are_last(x: Tensor) -> bool:
+    """Whether an image is `(b h w c)`: its last axis may be colour, and the others are too long for that."""
+    return x.ndim == 4 and x.shape[-1] in (1, 3, 4) and min(x.shape[1:3]) >= 8
 
 
 def _clip(origins: Marks, name: str, x: Tensor) -> Mark:

@@ -65,8 +65,13 @@ class Origins(Marks):
         super().__init__({name: axes for name, (axes, _) in layouts.items()})
         self._said: dict[tuple[str, int], np.ndarray] = {}
         self._views: Any = WeakTensorKeyDictionary()  # of a view: the tensor it is a view of, and the operation
-        for name, (_, make) in layouts.items():
-            self._marks[leaves[name]] = make(self, name, leaves[name])
+        one: dict[int, list[str]] = {}
+        for name in layouts:
+            one.setdefault(id(leaves[name]), []).append(name)
+        for names in one.values():
+            self.places.unite(names)
+            _, make = layouts[names[0]]
+            self._marks[leaves[names[0]]] = make(self, names[0], leaves[names[0]])
 
     def follow(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], returned: Any) -> None:
         """Take note of one operation of the dispatcher that has run."""

@@ -1,6 +1,6 @@
 """Where on which input the tokens of one forward pass lie."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from math import ceil, prod
@@ -81,6 +81,7 @@ class Places:
     def __init__(self, axes: Mapping[str, tuple[int, ...]]) -> None:
         self.names = tuple(axes)
         self._axes = dict(axes)
+        self._bits = {name: 1 << i for i, name in enumerate(self.names)}
         self._n = 1
         self._sample = np.full(1024, -1)
         self._inputs = np.zeros(1024, np.int64)
@@ -206,6 +207,11 @@ class Places:
         self._level[start:stop] = np.where((inputs == 0) | everything, _OWN, _LOCAL)
         return np.arange(start, stop)
 
+    def unite(self, names: Sequence[str]) -> None:
+        """From now on the tokens of each of these inputs stand for all of them: they are one tensor."""
+        bits = sum(1 << self.names.index(name) for name in names)
+        self._bits |= dict.fromkeys(names, bits)
+
     def own(self, samples: np.ndarray) -> np.ndarray:
         """Fresh ids for tokens of the model's own, of these samples, in their shape; lost where the sample is negative."""
         flat = samples.reshape(-1)
@@ -215,7 +221,7 @@ class Places:
 
     def whole(self, name: str, samples: int, grid: Grid) -> Lattice:
         """A grid over the whole of an input, for each sample."""
-        bit = np.full(samples, 1 << self.names.index(name))
+        bit = np.full(samples, self._bits[name])
         boxes = np.repeat([0.0, 1.0], 3)[:, None].repeat(samples, axis=1)
         return Lattice(np.arange(samples), bit, boxes, self._axes[name][-len(grid) :] if grid else (), grid)
 

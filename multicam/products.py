@@ -125,6 +125,7 @@ class Attended:
         softmax_over: "keys" or "queries".
         source: The tensor of the softmax (or of the weights), with its history for a backward pass.
         lay: From a tensor shaped as `source` to `(m q k)`.
+        reason: Why `source` has no gradient of its own values; None: it has.
     """
 
     path: str
@@ -142,6 +143,7 @@ class Attended:
     softmax_over: str
     source: Tensor
     lay: Callable[[Tensor], Tensor]
+    reason: str | None
 
 
 class Products:
@@ -157,13 +159,13 @@ class Products:
         self.softmaxes: list[Softmax] = []
         self.unconfirmed: list[tuple[str, tuple[int, ...]]] = []
 
-    def before(self, func: Any, args: tuple[Any, ...]) -> None:
+    def before(self, x: Tensor) -> None:
         """Save probabilities that an operation is about to write into."""
-        if func._schema.is_mutable and args and isinstance(args[0], Tensor):
-            follow = self._follows.get(args[0])
-            if follow is not None and follow.softmax is not None and follow.softmax.saved is None:
-                probs = follow.softmax.output()
-                follow.softmax.saved = None if probs is None else probs.detach().clone()
+        follow = self._follows.get(x)
+        if follow is not None and follow.softmax is not None and follow.softmax.saved is None:
+            probs = follow.softmax.output()
+            if probs is not None and probs.untyped_storage()._cdata == x.untyped_storage()._cdata:
+                follow.softmax.saved = probs.detach().clone()
 
     def after(self, func: Any, args: tuple[Any, ...], kwargs: Any, returned: Any, path: str) -> Attended | None:
         """Take note of an operation in this module; the attention, if it is what completes it."""
@@ -320,10 +322,12 @@ class Products:
             probs = laid(source.detach() if softmax.saved is None else softmax.saved)
             split = others if others and prod(others) == n else split
         q, k = (follow.left, follow.right) if role == "column" else (follow.right, follow.left)
+        overwritten = softmax is not None and softmax.saved is not None
+        reason = "the model writes into its probabilities" if overwritten else None
         axis = -1 if turned else -2
         return Attended(
             path if q is None else follow.path, q, k, Operand(other, axis), matrices, queries, keys, lay(x.detach()), probs,
-            Operand(returned, axis), order, split, over, source, laid,
+            Operand(returned, axis), order, split, over, source, laid, reason,
         )  # fmt: skip
 
 
