@@ -96,7 +96,9 @@ def gradients(setting: Setting) -> Part:
     goal = Goal(
         "with gradients, time / (forward + backward)", ours / costs["forward + backward to the parameters"].median, 1.1
     )
-    text = "ViT-B/16, batch 2, 224 px. The last row computes the gradient of every probability."
+    text = (
+        "ViT-B/16, batch 2, 224 px. The last row computes the gradient of every probability. The unit is the first row."
+    )
     return Part("Gradients", text, [side_by_side(costs, "one score")], [goal])
 
 
@@ -107,10 +109,10 @@ def memory(setting: Setting) -> Part:
     costs = measure(model, sides, setting)
     kept = {name: _held(work) for name, work in ((LAZY, recorded(model, x)), (PROBS, recorded(model, x, keep="probs")))}
     text = (
-        f"ViT-B/16, batch 1, 448 px. Held after the pass: {kept[LAZY] / 2**20:.1f} MiB of queries and keys, or "
-        f"{kept[PROBS] / 2**20:.1f} MiB of probabilities."
+        f"ViT-B/16, batch 1, 448 px. Held after the pass: {kept[LAZY] / 2**20:.1f} MiB of queries, keys and values, or "
+        f"{kept[PROBS] / 2**20:.1f} MiB of probabilities and values."
     )
-    goal = Goal("recording, memory held / that of the probabilities, 448 px", kept[LAZY] / kept[PROBS], 0.25)
+    goal = Goal("recording, memory held / that with the probabilities, 448 px", kept[LAZY] / kept[PROBS], 0.25)
     return Part("Memory", text, [side_by_side(costs, "448 px")], [goal])
 
 

@@ -35,8 +35,8 @@ def record_attention(
     Args:
         model: Any module.
         keep: "lazy" keeps queries and keys of fused kernels; "probs" keeps probabilities; a function is given each
-            `AttentionCall` as it happens, and only what it returns is kept, in `Attention.kept`, beside the ids of tokens, so that memory hardly grows
-            over many passes.
+            `AttentionCall` as it happens, and only what it returns is kept, in `Attention.kept`, beside the ids of tokens, so
+            that memory hardly grows over many passes.
         gradients: Make gradients possible for a model whose parameters are frozen.
         layouts: For an input how its tokens lie among queries or keys, where that could not be followed:
             `{"freq": tokens(14, 14, prefix=1)}`.

@@ -70,9 +70,8 @@ class AttentionCall:
 
     @property
     def nbytes(self) -> int:
-        """How much memory its matrices take: queries and keys of a fused kernel, probabilities otherwise."""
-        held = (self._matrices.q, self._matrices.k) if isinstance(self._matrices, Scores) else self._matrices or ()
-        return sum({x.data_ptr(): x.nbytes for x in held}.values())
+        """How much memory it holds: values, and queries and keys of a fused kernel or probabilities."""
+        return sum({x.data_ptr(): x.nbytes for x in ([] if self._matrices is None else self.kept())}.values())
 
     @property
     def weights(self) -> Float[Tensor, "b heads q k"]:

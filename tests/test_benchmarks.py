@@ -186,7 +186,7 @@ def test_the_benchmark_of_attention_judges_its_goals(benchmarks: ModuleType, tmp
     for goal in (
         "recording, time / forward, ViT-B",
         "time / (forward + backward)",
-        "memory held / that of the probabilities",
+        "memory held / that with the probabilities",
     ):
         assert goal in text
 
