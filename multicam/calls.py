@@ -32,6 +32,9 @@ class AttentionCall:
         columns: The ids of the keys `(b k)`.
         values: What is attended to `(b kv_heads k e)`.
         has_keys: Whether the scores were products of queries and keys.
+        mask: What a kernel was told to hide, in words: "none", "causal", the shape of a mask such as "(2, 1, 5, 7)", "a function"
+            (flex_attention), or several of these; "unknown" where attention is written out and a mask is an operation like others.
+        dropout: The share of probabilities that a kernel dropped.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class AttentionCall:
         self.source, self.softmax_over, self.has_keys = source, softmax_over, has_keys
         self.rows, self.columns, self.values = rows, columns, values
         self.heads = heads
+        self.mask = matrices.hidden if isinstance(matrices, Scores) else "unknown"
+        self.dropout = matrices.dropout if isinstance(matrices, Scores) else 0.0
         self._matrices: Scores | tuple[Tensor, Tensor] | None = matrices
         self._differentiated = differentiated
         self._gradient: Tensor | None = None

@@ -43,6 +43,12 @@ class Scores:
     dropout: float = 0.0
     change: Callable[[Tensor], Tensor] | None = None
 
+    @property
+    def hidden(self) -> str:
+        """What hides keys from queries, in words: "none", "causal", the shape of a mask, "a function", or several of these."""
+        mask = [] if self.mask is None else [str(tuple(self.mask.shape))]
+        return " and ".join(["causal"] * self.causal + mask + ["a function"] * (self.change is not None)) or "none"
+
     @classmethod
     def of(cls, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Scores":
         """The scores of a call of a fused kernel."""

@@ -245,3 +245,19 @@ def test_shared_heads() -> None:
     x = torch.arange(6.0).view(1, 3, 2, 1)
     assert shared(x, 3) is x
     assert shared(x, 6)[0, :, 0, 0].tolist() == [0, 0, 2, 2, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "mask"),
+    [
+        ({}, "none"),
+        ({"is_causal": True}, "causal"),
+        ({"attn_mask": torch.ones(5, 7, dtype=torch.bool)}, "(5, 7)"),
+        ({"attn_mask": torch.zeros(2, 1, 5, 7)}, "(2, 1, 5, 7)"),
+    ],
+    ids=["none", "causal", "bool", "float"],
+)
+def test_the_mask_is_said_in_words(options: dict[str, Any], mask: str) -> None:
+    att, _ = recorded(qkv(2, 3), **options)
+    assert att[0].mask == mask
+    assert att[0].dropout == 0

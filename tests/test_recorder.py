@@ -517,7 +517,7 @@ def test_flex_attention_is_seen(mod: Any, mask: Any, groups: int, keep: Any) -> 
         out = model(*inputs)
     assert torch.equal(out, expected)
     (call,) = att
-    assert (call.source, call.shape, att.blind_spots) == ("flex", (2, 4, 5, 7), [])
+    assert (call.source, call.shape, call.mask, att.blind_spots) == ("flex", (2, 4, 5, 7), "a function", [])
     assert call.inputs() == ({"x"}, {"y"})
     torch.testing.assert_close(call.probs @ call.values.repeat_interleave(groups, 1), out, rtol=0, atol=1e-6)
     if mask is none_at_first:
