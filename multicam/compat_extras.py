@@ -1,22 +1,20 @@
 """pytorch-grad-cam's guided backpropagation and deep feature factorisation, by their names there."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from multicam.compat_base import named_layers
 from multicam.compat_utils import array, create_labels_legend, scaled, show_factorization_on_image
 from multicam.concepts import factorize
-from multicam.layers import LayerLike, undisturbed, unwrapped
+from multicam.layers import LayerLike, unwrapped
 from multicam.reshape import Reshape
-from multicam.targets import ClassScore, TopClass, pinned
+from multicam.saliency import guided_backprop
 
 
 class GuidedBackpropReLUModel:
@@ -42,41 +40,9 @@ class GuidedBackpropReLUModel:
         self, input_img: Float[Tensor, "b c h w"], target_category: int | None = None
     ) -> Float[np.ndarray, "h w c"]:
         """The guided gradient of the first image's class."""
-        target = pinned(TopClass(), self.model(input_img)) if target_category is None else ClassScore(target_category)
-        with torch.inference_mode(False), torch.enable_grad(), undisturbed(self.model):
-            image = input_img[:1].detach().to(self.device).clone().requires_grad_()
-            with GuidedReLU():
-                score = target(self.model(image.clone()))
-            (gradient,) = torch.autograd.grad(score.sum(), image)
+        image = input_img[:1].to(self.device)
+        (gradient,) = guided_backprop(self.model, image, target_category).values()
         return array(rearrange(gradient, "1 c h w -> h w c"))
-
-
-class GuidedReLU(TorchFunctionMode):
-    """Every ReLU that is called in the block passes positive gradients only."""
-
-    WRITING: ClassVar = (torch.relu_, Tensor.relu_)
-    RELUS: ClassVar = (F.relu, torch.relu, Tensor.relu, *WRITING)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The guided ReLU for a ReLU, and every other function as it is."""
-        kwargs = kwargs or {}
-        if func not in self.RELUS:
-            return func(*args, **kwargs)
-        x = args[0] if args else kwargs["input"]
-        result = _Guided.apply(x)
-        writes = func in self.WRITING or (func is F.relu and (kwargs.get("inplace") or args[1:] == (True,)))
-        return x.copy_(result) if writes else result
-
-
-class _Guided(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x > 0)
-        return x.clamp(min=0)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return gradient.relu() * ctx.saved_tensors[0]
 
 
 class DeepFeatureFactorization:

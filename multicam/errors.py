@@ -40,3 +40,14 @@ def number(name: str, value: float) -> float:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise MulticamError(f"{name} is a number, not {value!r}")
     return value
+
+
+def at_least_one(name: str, value: int) -> int:
+    """The value of an argument, if it is a whole number of at least one.
+
+    Raises:
+        MulticamError: If it is not.
+    """
+    if not isinstance(value, int) or value < 1:
+        raise MulticamError(f"{name} must be a whole number of at least 1, not {value!r}")
+    return value

@@ -12,7 +12,7 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from multicam.errors import MulticamError
 from multicam.input_cam import InputCAM
-from multicam.inputs import Inputs, frames_second
+from multicam.inputs import Inputs, frames_second, wide
 from multicam.layers import Layer, Tap, Taps, undisturbed, unwrapped
 from multicam.reshape import Reshape
 from multicam.survey import list_layers
@@ -153,11 +153,11 @@ def full_gradients(
     for (_, owner, bias), tap, gradient in zip(biased, seen, found[len(images) :], strict=True):
         assert tap.reshape is not None
         if gradient is not None:  # else the layer leads to another output
-            terms[owner].append(_product(bias, _wide(gradient), tap.reshape))
+            terms[owner].append(_product(bias, wide(gradient), tap.reshape))
     for (name, image), gradient in zip(images.items(), found, strict=False):
         if gradient is None:
             raise _unreached(name)
-        terms[name].insert(0, _as_image(_wide(image.detach()) * _wide(gradient), terms[name]))
+        terms[name].insert(0, _as_image(wide(image.detach()) * wide(gradient), terms[name]))
     return terms
 
 
@@ -191,7 +191,7 @@ def _bias(module: nn.Module) -> Tensor | None:
         bias = shift if bias is None else shift + bias
     elif not isinstance(module, BIASED):
         return None
-    return _wide(bias.detach()) if isinstance(bias, Tensor) else None
+    return wide(bias.detach()) if isinstance(bias, Tensor) else None
 
 
 def _product(bias: Tensor, gradient: Tensor, reshape: Reshape) -> Float[Tensor, "b c *grid"]:
@@ -210,10 +210,6 @@ def _as_image(x: Tensor, others: Sequence[Tensor]) -> Float[Tensor, "b c *_"]:
     if x.ndim == 5:
         return frames_second(x, others[0].shape[2] if others else None)
     return rearrange(x, "b ... h w -> b (...) h w")
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _added(terms: Sequence[Tensor], draw: Callable[[Tensor, Sequence[int]], Tensor]) -> Tensor:

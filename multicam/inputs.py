@@ -316,6 +316,13 @@ def own(x: Tensor) -> Tensor:
     return lazy
 
 
+def wide(x: Tensor) -> Tensor:
+    """A tensor in single precision at least, in which results are computed and handed out."""
+    if x.is_complex():
+        return x if x.dtype == torch.complex128 else x.to(torch.complex64)
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def _renamed(name: str, names: Mapping[str, str]) -> str:
     head, dot, rest = name.partition(".")
     return names.get(head, head) + dot + rest

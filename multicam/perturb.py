@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from multicam.cam import LayersLike, input_of, spatial_size
-from multicam.errors import MulticamError, number
+from multicam.errors import MulticamError, at_least_one, number
 from multicam.input_cam import InputCAM
 from multicam.inputs import Inputs, as_names
 from multicam.methods import WeightedCAM, per_channel
+from multicam.noise import normal, spread
 from multicam.progress import progress
 from multicam.reshape import Tokens
 from multicam.targets import OutputLike, TargetLike
@@ -49,7 +50,7 @@ class AblationCAM(WeightedCAM):
         self, model: nn.Module, layers: LayersLike, *, output: OutputLike = None, batch_size: int = 32
     ) -> None:
         super().__init__(model, layers, output=output)
-        self.batch_size = _at_least_one("batch_size", batch_size)
+        self.batch_size = at_least_one("batch_size", batch_size)
 
     def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
         """`(y - y_c) A_c`."""
@@ -93,7 +94,7 @@ class MaskingCAM(WeightedCAM):
     ) -> None:
         super().__init__(model, layers, output=output)
         self.masked = as_names(masked)
-        self.batch_size = _at_least_one("batch_size", batch_size)
+        self.batch_size = at_least_one("batch_size", batch_size)
 
     @abstractmethod
     def variants(self) -> Sequence[Callable[[Tensor, int], Tensor]]:
@@ -181,7 +182,7 @@ class SSCAM(MaskingCAM):
         seed: int = 0,
     ) -> None:
         super().__init__(model, layers, output=output, masked=masked, batch_size=batch_size)
-        self.samples, self.std, self.seed = _at_least_one("samples", samples), number("std", std), seed
+        self.samples, self.std, self.seed = at_least_one("samples", samples), number("std", std), seed
 
     def variants(self) -> Sequence[Callable[[Tensor, int], Tensor]]:
         """The masks with noise."""
@@ -189,7 +190,7 @@ class SSCAM(MaskingCAM):
         def noisy(i: int) -> Callable[[Tensor, int], Tensor]:
             def add(masks: Tensor, first: int) -> Tensor:
                 # A generator for each channel: the noise must not depend on how the channels are parted.
-                noise = [_normal(masks.shape[1:], (self.seed, i, first + row)) for row in range(len(masks))]
+                noise = [normal(masks.shape[1:], (self.seed, i, first + row)) for row in range(len(masks))]
                 return masks + self.std * torch.stack(noise).to(masks)
 
             return add
@@ -224,7 +225,7 @@ class ISCAM(MaskingCAM):
         steps: int = 10,
     ) -> None:
         super().__init__(model, layers, output=output, masked=masked, batch_size=batch_size)
-        self.steps = _at_least_one("steps", steps)
+        self.steps = at_least_one("steps", steps)
 
     def variants(self) -> Sequence[Callable[[Tensor, int], Tensor]]:
         """The masks times each strength."""
@@ -265,7 +266,7 @@ class SmoothGradCAMPlusPlus(WeightedCAM):
         seed: int = 0,
     ) -> None:
         super().__init__(model, layers, output=output)
-        self.samples, self.std, self.seed = _at_least_one("samples", samples), number("std", std), seed
+        self.samples, self.std, self.seed = at_least_one("samples", samples), number("std", std), seed
         self._moments: WeakKeyDictionary[Trace, dict[str, list[Tensor]]] = WeakKeyDictionary()
 
     def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
@@ -290,10 +291,8 @@ class SmoothGradCAMPlusPlus(WeightedCAM):
             def noisy(name: str, leaf: Tensor, i: int = i) -> Tensor:
                 if name not in images:
                     return leaf
-                flat = leaf.flatten(1)
-                spread = (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (leaf.ndim - 1))
-                noise = _normal(leaf.shape[1:], (self.seed, i, images.index(name))).to(leaf)
-                return leaf + self.std * spread * noise
+                noise = normal(leaf.shape[1:], (self.seed, i, images.index(name))).to(leaf)
+                return leaf + self.std * spread(leaf) * noise
 
             for name, site in trace.again(trace.inputs.map(noisy)).sites.items():
                 sums[name] = [total + site.grads**p / self.samples for p, total in enumerate(sums[name], 1)]
@@ -342,9 +341,9 @@ class RISE(InputCAM):
         super().__init__(model, inputs, output=output)
         if not isinstance(keep, float) or not 0 < keep < 1:
             raise MulticamError(f"keep is a share between 0 and 1, not {keep!r}")
-        self.masks, self.cells = _at_least_one("masks", masks), _at_least_one("cells", cells)
+        self.masks, self.cells = at_least_one("masks", masks), at_least_one("cells", cells)
         self.keep, self.seed = keep, seed
-        self.batch_size = _at_least_one("batch_size", batch_size)
+        self.batch_size = at_least_one("batch_size", batch_size)
 
     def evidence(self, call: Inputs, names: Sequence[str], target: TargetLike) -> dict[str, Tensor]:
         """The density of each input `(b h w)`; of clips and volumes, the masks are the same for every frame."""
@@ -429,17 +428,3 @@ def _reach(cells: int, cell: int, side: int) -> Float[Tensor, " side"]:
     spread = F.interpolate(torch.eye(cells + 1, device="cpu")[None], (cells + 1) * cell, mode="linear")[0]
     parts = [spread[:, shift : shift + side] for shift in range(cell)]
     return torch.stack([part.sum(1) @ part for part in parts]).mean(0)
-
-
-def _normal(shape: Sequence[int], key: tuple[int, ...]) -> Tensor:
-    """Normal noise that belongs to a key."""
-    seed = 0
-    for part in key:
-        seed = (seed * 1_000_003 + part) % 2**63
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), device="cpu")
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise MulticamError(f"{name} must be a whole number of at least 1, not {value!r}")
-    return value

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointError
 
 from multicam.errors import MulticamError
-from multicam.inputs import Inputs
+from multicam.inputs import Inputs, wide
 from multicam.layers import Layer, LayerLike, Tap, Taps, undisturbed, unwrapped
 from multicam.replay import Replay
 from multicam.reshape import Tokens, positions
@@ -80,6 +80,7 @@ class Trace:
         layers: Name -> layer.
         target: See `multicam.targets.as_target`.
         output: Which part of the model's output the target sees, see `multicam.targets.select_output`.
+        wrt: The inputs that the scores are differentiated by, see `input_grads`.
 
     Raises:
         MulticamError: For inputs, layers, outputs or targets that do not fit.
@@ -98,15 +99,24 @@ class Trace:
         layers: Mapping[str, LayerLike],
         target: TargetLike = None,
         output: OutputLike = None,
+        wrt: Sequence[str] = (),
     ) -> None:
         self.model = unwrapped(model)
         self.inputs = Inputs.of(inputs).bind(self.model).own()  # the caller may write into them afterwards
+        self.wrt = tuple(map(self._differentiable, wrt))
         self._output_path = output
         self._layers = dict(layers)
         self._replays: dict[str | tuple[str, ...], Replay] = {}
         taps = Taps(self.model, list(layers.values()))
         batch = self.inputs.batch
         records: dict[int, Tensor] = {}
+        self._leaves: dict[str, Tensor] = {}
+
+        def with_gradient(name: str, leaf: Any) -> Any:
+            if name not in self.wrt:
+                return leaf
+            self._leaves[name] = leaf.requires_grad_()
+            return leaf.clone()  # a model may write into its inputs
 
         def record(i: int, tap: Tap, x: Tensor) -> Tensor:
             # Whoever holds x may still write into it, before or after; the record belongs to nobody else.
@@ -115,7 +125,7 @@ class Trace:
 
         with torch.inference_mode(False), torch.enable_grad(), undisturbed(self.model):
             with taps.observe(batch, record) as seen:
-                returned = self.inputs.own().run(self.model)
+                returned = self.inputs.own().map(with_gradient).run(self.model)
             output_tensor = select_output(returned, output)
             self.target: Target = pinned(as_target(target), output_tensor)
             self._scores = score(self.target, output_tensor, batch)
@@ -137,7 +147,7 @@ class Trace:
         layers = ", ".join(f"{name}={tuple(acts.shape)}" for name, acts in self._acts.items())
         return f"Trace({type(self.model).__name__}, {self.inputs!r}, {layers})"
 
-    def again(self, inputs: Any, samples: Sequence[int] | None = None) -> "Trace":
+    def again(self, inputs: Any, samples: Sequence[int] | None = None, wrt: Sequence[str] | None = None) -> "Trace":
         """The same layers, output and target for other inputs: a noisy, mirrored or cropped version of these.
 
         A target that chose its class from the output (`target=None`) keeps the class that it chose here.
@@ -145,11 +155,12 @@ class Trace:
         Args:
             inputs: As for `Trace`.
             samples: Which sample of this trace each sample of the new one stems from; None: the same in the same order.
+            wrt: As for `Trace`; None: the same as here.
         """
         if samples is not None:
             self._refuse_target_without_samples()
         target = self.target if samples is None else taken(self.target, samples)
-        return Trace(self.model, inputs, self._layers, target, self._output_path)
+        return Trace(self.model, inputs, self._layers, target, self._output_path, self.wrt if wrt is None else wrt)
 
     def rescore(self, values: Mapping[str, Tensor], sample: int = 0) -> Float[Tensor, " n"]:
         """The scores of `n` what-ifs of one sample, in which the named inputs are exchanged and all others stay.
@@ -169,6 +180,16 @@ class Trace:
             known = ", ".join(map(repr, self.inputs.batched))
             raise MulticamError(f"give the inputs to change, of {known}" + (f", not {wrong[0]!r}" if wrong else ""))
         return self._replay(tuple(sorted(full)))(full, sample)
+
+    def scores_of(self, returned: Any, samples: Sequence[int]) -> Float[Tensor, " n"]:
+        """The scores of what the model returned for other inputs `(n)`.
+
+        Args:
+            returned: The model's whole output.
+            samples: Which sample of this trace each row stems from.
+        """
+        self._refuse_target_without_samples()
+        return score(taken(self.target, samples), select_output(returned, self._output_path), len(samples))
 
     def _replay(self, source: str | tuple[str, ...]) -> Replay:
         """The replay of a change of the layer of one site, or of the inputs of these names."""
@@ -205,15 +226,10 @@ class Trace:
             kept.append(x.detach().clone())
             return x
 
-        def changed(path: str, leaf: Any) -> Any:
-            if path != input:
-                return leaf
-            return 1 - 2 * leaf if leaf.is_floating_point() or leaf.is_complex() else leaf.flip(-1)
-
         with torch.no_grad(), undisturbed(self.model):
             taps = Taps(self.model, [self._taps[name].layer])
             with taps.observe(self.inputs.batch, keep):
-                self.inputs.map(changed).own().run(self.model)
+                self.inputs.replace({input: _changed(self.inputs.leaves[input])}).own().run(self.model)
         return not torch.equal(kept[0], self._records[name])
 
     @cached_property
@@ -223,13 +239,39 @@ class Trace:
         Raises:
             MulticamError: If a layer has no gradient; the message says why.
         """
-        records = list(self._records.values())
+        found = dict(zip(self._records, self._backward, strict=False))
+        for name, gradient in found.items():
+            if gradient is None:
+                self._explain_missing(name)
+        return {name: self._gridded(name, gradient) for name, gradient in found.items() if gradient is not None}
+
+    @cached_property
+    def input_grads(self) -> dict[str, Tensor]:
+        """The gradient of the scores by each input of `wrt`, of its shape; from the same backward pass as `grads`.
+
+        It is zero for an input that the scores do not depend on, which takes one more forward pass to be sure.
+
+        Raises:
+            MulticamError: If the scores depend on an input, but not by a gradient.
+        """
+        found = dict(zip(self._leaves, self._backward[len(self._records) :], strict=True))
+        for name in [name for name, gradient in found.items() if gradient is None]:
+            self._refuse_detached(name)
+        return {
+            name: torch.zeros_like(leaf).detach() if (gradient := found[name]) is None else gradient
+            for name, leaf in self._leaves.items()
+        }
+
+    @cached_property
+    def _backward(self) -> tuple[Tensor | None, ...]:
+        """The gradients by the records, then by the leaves."""
+        wanted = [*self._records.values(), *self._leaves.values()]
         if not self._scores.requires_grad:
-            self._explain_missing(next(iter(self._records)))
+            return (None,) * len(wanted)
         # Undisturbed, because checkpointed parts of a model run once more during the backward pass.
         with torch.inference_mode(False), undisturbed(self.model):
             try:
-                found = torch.autograd.grad(self._scores.sum(), records, allow_unused=True)
+                found = torch.autograd.grad(self._scores.sum(), wanted, allow_unused=True)
             except (CheckpointError, RuntimeError) as error:
                 if "checkpoint" not in str(error).lower():
                     raise
@@ -237,11 +279,8 @@ class Trace:
                     "the model recomputes parts of itself (torch.utils.checkpoint), which cannot be done for a layer inside "
                     "such a part; turn it off while explaining, as with model.gradient_checkpointing_disable()"
                 ) from error
-        for name, gradient in zip(self._records, found, strict=True):
-            if gradient is None:
-                self._explain_missing(name)
-        del self._scores
-        return {name: self._gridded(name, g) for name, g in zip(self._records, found, strict=True)}
+        self._scores = self.scores  # the graph is used up
+        return found
 
     def curvature(self, name: str) -> Float[Tensor, "b c *grid"]:
         """What `Site.curvature` is, for the site of that name."""
@@ -260,6 +299,31 @@ class Trace:
                 (product,) = torch.autograd.grad(gradient, record, record.detach(), allow_unused=True)
         return self._gridded(name, torch.zeros_like(record) if product is None else product)
 
+    def _differentiable(self, name: str) -> str:
+        """The full name of an input that has a gradient."""
+        full = self.inputs.name(name)
+        leaf = self.inputs.leaves[full]
+        if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
+            return full
+        kind = str(leaf.dtype).removeprefix("torch.") if isinstance(leaf, Tensor) else type(leaf).__name__
+        raise MulticamError(
+            f"input {full!r} is {kind}, which has no gradient: give it as a floating-point tensor, name other inputs with "
+            "wrt=…, or take a method that needs no gradients, such as occlusion"
+        )
+
+    def _refuse_detached(self, name: str) -> None:
+        """Refuse a gradient of zero for an input on which the scores depend in another way."""
+        values = {name: _changed(self.inputs.leaves[name])}
+        with torch.no_grad(), undisturbed(self.model):
+            returned = self.inputs.replace(values).own().run(self.model)
+            changed = score(self.target, select_output(returned, self._output_path), self.inputs.batch)
+        if not torch.equal(changed, self.scores):
+            raise MulticamError(
+                f"the target depends on input {name!r}, but not by a gradient: something behind it is detached (.detach(), "
+                "no_grad, argmax, rounding); name the other inputs with wrt=…, or take a method that needs no gradients, "
+                "such as occlusion"
+            )
+
     def _gridded(self, name: str, x: Tensor) -> Tensor:
         tap = self._taps[name]
         assert tap.reshape is not None
@@ -271,7 +335,7 @@ class Trace:
                 f"the reshape of layer {tap.label!r} returned {tuple(grid.shape)} from {tuple(x.shape)}; "
                 f"it must return (b c *grid) with b = {self.inputs.batch}"
             )
-        return grid if grid.dtype == torch.float64 else grid.float()
+        return wide(grid)
 
     def _explain_missing(self, name: str) -> NoReturn:
         """Say why no gradient reached a layer. Runs the model once more, with this layer's output changed."""
@@ -295,6 +359,10 @@ class Trace:
             f"the target depends on layer {tap.label!r}, but not by a gradient: something behind it is detached "
             "(.detach(), no_grad, argmax, rounding); take a layer behind that, or a method that needs no gradients"
         )
+
+
+def _changed(leaf: Tensor) -> Tensor:
+    return 1 - 2 * leaf if leaf.is_floating_point() or leaf.is_complex() else leaf.flip(-1)
 
 
 def _turned(output: Any, batch: int) -> Any:

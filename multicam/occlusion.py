@@ -1,0 +1,118 @@
+"""Evidence without gradients: what becomes of the score when a part of an input is covered."""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from math import ceil, prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multicam.attributions import Attributions
+from multicam.baselines import Baseline, baselines
+from multicam.errors import MulticamError, at_least_one
+from multicam.inputs import Inputs
+from multicam.progress import progress
+from multicam.saliency import explained
+from multicam.targets import OutputLike, TargetLike
+from multicam.trace import Trace
+
+Sides = int | Sequence[int]
+
+
+def occlusion(
+    model: nn.Module,
+    inputs: Any,
+    target: TargetLike = None,
+    *,
+    patch: Sides | Mapping[str, Sides] | None = None,
+    stride: Sides | Mapping[str, Sides] | None = None,
+    baseline: Baseline | Mapping[str, Baseline] = 0.0,
+    wrt: str | Sequence[str] | None = None,
+    output: OutputLike = None,
+    batch_size: int = 32,
+) -> Attributions:
+    """Occlusion: how much the score drops when a patch of one input is covered, the mean of all patches over a place.
+
+    Zeiler and Fergus 2013, arXiv:1311.2901, section 4.2. A patch covers all channels, and of clips all frames, of one
+    input; all others stay, and what only depends on them is not run again. It needs no gradients, so inputs of any
+    dtype can be explained. As evidence, a patch's drop counts once, spread over its area.
+
+    Args:
+        model: As for `gradient`.
+        inputs: As for `gradient`.
+        target: As for `gradient`.
+        patch: The height and width of a patch, or one number for both, or one of these for each input by name; as many
+            numbers as there are axes to cover (three for a volume, one for a signal). None: an eighth of each side.
+        stride: How far patches are apart, in the same way. None: the size of a patch.
+        baseline: What a patch shows instead, as for `integrated_gradients`.
+        wrt: As for `gradient`; None: every image input.
+        output: As for `gradient`.
+        batch_size: How many covered versions run in one pass. It bounds the memory and does not change the result.
+
+    Raises:
+        MulticamError: As for `gradient`; or a patch or stride does not fit an input.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+        >>> found = occlusion(model, torch.rand(2, 1, 8, 8), target=3, patch=4)
+        >>> found["input"].shape, found["input"].unique().numel()
+        (torch.Size([2, 1, 8, 8]), 8)
+    """
+    names = explained(model, inputs, wrt, need_floating=False)
+    trace = Trace(model, inputs, {}, target, output)
+    covers = baselines(trace.inputs, list(names.values()), baseline)
+    values, weights = {}, {}
+    for name, full in names.items():
+        leaf, cover = trace.inputs.leaves[full], covers[full]
+        sides = _sides("patch", patch, trace.inputs, full, [ceil(side / 8) for side in _spatial(leaf)])
+        steps = _sides("stride", stride, trace.inputs, full, sides)
+        if any(step > side for step, side in zip(steps, sides, strict=True)):
+            raise MulticamError(f"patches {sides} at a stride of {steps} leave gaps in input {name!r}")
+        windows = _windows(leaf.shape[-len(sides) :], sides, steps)
+        parts = [windows[i : i + at_least_one("batch_size", batch_size)] for i in range(0, len(windows), batch_size)]
+        drops = torch.zeros(leaf.shape, dtype=trace.scores.dtype, device=leaf.device)
+        times = torch.zeros(leaf.shape[-len(sides) :], device=leaf.device)
+        for window in windows:
+            times[window] += 1
+        for sample, part in progress(product(range(len(leaf)), parts), len(leaf) * len(parts), f"occlusion {name}"):
+            rows = leaf[sample].repeat(len(part), *[1] * (leaf.ndim - 1))
+            for row, window in zip(rows, part, strict=True):
+                row[..., *window] = cover[sample][..., *window]
+            scores = trace.rescore({full: rows}, sample)
+            for after, window in zip(scores, part, strict=True):
+                drops[sample][..., *window] += trace.scores[sample] - after
+        values[name] = drops / times
+        weights[name] = 1 / (prod(sides) * prod(leaf.shape[1 : leaf.ndim - len(sides)]))
+    return Attributions(values, trace.scores, weights=weights)
+
+
+def _spatial(leaf: Tensor) -> tuple[int, ...]:
+    return tuple(leaf.shape[-2:] if leaf.ndim > 3 else leaf.shape[-1:])
+
+
+def _sides(
+    what: str, asked: Sides | Mapping[str, Sides] | None, inputs: Inputs, name: str, default: Sequence[int]
+) -> list[int]:
+    """The sides of a patch or stride along the last axes of an input."""
+    if isinstance(asked, Mapping):
+        asked = {inputs.name(short): sides for short, sides in asked.items()}.get(name)
+    if asked is None:
+        return list(default)
+    leaf = inputs.leaves[name]
+    sides = [asked] * len(_spatial(leaf)) if isinstance(asked, int) else list(asked)
+    limits = leaf.shape[-len(sides) :] if 0 < len(sides) < leaf.ndim else ()
+    if not limits or not all(
+        isinstance(side, int) and 1 <= side <= limit for side, limit in zip(sides, limits, strict=True)
+    ):
+        raise MulticamError(f"the {what} {asked!r} does not fit input {name!r} {tuple(leaf.shape)}")
+    return sides
+
+
+def _windows(size: Sequence[int], sides: Sequence[int], steps: Sequence[int]) -> list[tuple[slice, ...]]:
+    """Windows that cover all of a size; those at the end may be cut."""
+    along = [
+        [slice(i * step, min(i * step + side, length)) for i in range(ceil((length - side) / step) + 1)]
+        for length, side, step in zip(size, sides, steps, strict=True)
+    ]
+    return list(product(*along))
