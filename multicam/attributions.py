@@ -52,7 +52,7 @@ class Attributions(dict[str, Tensor]):
         """
         if self.weights is None:
             raise MulticamError("these attributions are not in units of the score, so they do not add up to evidence")
-        return {name: self.weights[name] * values.flatten(1).sum(1) for name, values in self.items()}
+        return {name: self.weights[name] * values.reshape(len(values), -1).sum(1) for name, values in self.items()}
 
     @property
     def error(self) -> Tensor:
@@ -65,8 +65,8 @@ class Attributions(dict[str, Tensor]):
             raise MulticamError(
                 "these attributions are not measured against a baseline, so nothing says what they should add up to"
             )
-        total = torch.stack(list(self.evidence.values())).sum(0)
-        return (total - self.change).abs() / self.change.abs()
+        missing = (torch.stack(list(self.evidence.values())).sum(0) - self.change).abs()
+        return torch.where(missing == 0, missing, missing / self.change.abs())
 
     def maps(self, channels: Channels | None = None) -> Maps:
         """One map for each input that has places: `(b h w)`, `(b t h w)` or `(b l)`.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from multicam.errors import MulticamError, unknown
 from multicam.forwards import Dense, Forward, Query, checked_query, inputs_among
-from multicam.kernels import Scores
+from multicam.fused import Scores
 from multicam.reshape import Tokens
 
 Value = Literal["weights", "probs", "grad*weights"]

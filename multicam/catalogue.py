@@ -1,5 +1,9 @@
 """Every method, for whoever needs to choose one by name or to try them all."""
 
+from collections.abc import Callable
+
+from multicam.attributions import Attributions
+from multicam.averaging import integrated_gradients, smoothgrad, vargrad
 from multicam.cam import CAM
 from multicam.fullgrad import CompleteFullGrad, FullGrad
 from multicam.input_cam import InputCAM
@@ -19,7 +23,9 @@ from multicam.methods import (
     ShapleyCAM,
     XGradCAM,
 )
+from multicam.occlusion import occlusion
 from multicam.perturb import ISCAM, RISE, SSCAM, AblationCAM, ScoreCAM, SmoothGradCAMPlusPlus
+from multicam.saliency import deconvnet, gradient, guided_backprop, guided_gradcam, input_x_gradient
 
 # On any layer, all from the one forward and backward pass of a trace.
 ONE_PASS: tuple[type[CAM], ...] = (
@@ -31,3 +37,8 @@ METHODS: tuple[type[CAM], ...] = (
 )  # fmt: skip
 # Without a layer.
 INPUT_METHODS: tuple[type[InputCAM], ...] = (RISE, FullGrad, CompleteFullGrad)
+# Entry by entry, all called alike but guided Grad-CAM, which takes layers. Expected gradients need references.
+ATTRIBUTIONS: tuple[Callable[..., Attributions], ...] = (
+    gradient, input_x_gradient, guided_backprop, deconvnet, guided_gradcam, smoothgrad, vargrad, integrated_gradients,
+    occlusion,
+)  # fmt: skip

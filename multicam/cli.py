@@ -8,14 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multicam import __version__
+from multicam import __version__, cli_views
+from multicam.cli_arguments import Command, called, debugging, loaded
 from multicam.errors import MulticamError, unknown
 
 # What imports torch is imported by the commands themselves, so that --help need not wait for it.
 if TYPE_CHECKING:
-    import torch
-
-    import multicam.inputs
     import multicam.maps
     import multicam.trace
 
@@ -25,6 +23,10 @@ Explain a PyTorch model that takes several inputs, without editing it.
   multicam demo                     a first look: a three-input model on a photo
   multicam layers MODULE:FACTORY    which layers there are, and which inputs each sees
   multicam explain MODULE:FACTORY   where in each input the evidence for a score lies
+  multicam saliency MODULE:FACTORY  the same entry by entry: gradients, guided, smooth, integrated
+  multicam features MODULE:FACTORY  what a layer returns, channel by channel
+  multicam kernels MODULE:FACTORY   what a convolution looks for
+  multicam dream MODULE:FACTORY     the input that a channel or a class responds to most
 """
 
 LAYERS = """\
@@ -47,24 +49,8 @@ EXPLAIN_EXAMPLE = """\
 methods, whatever their case and hyphens:
 {methods}
 
-targets:
-  top                  the highest-scoring class of each sample (the default)
-  3   or   3,1,0       the score of a class counted from 0; one class per sample
-  prob:3               its probability
-  contrast:3,5,7       class 3 rather than 5 and 7
-  binary, binary:no    the only logit, and its negative
-  regression           the only predicted number; regression:2 is the third
-  MODULE:FUNC          your own function from the output to one score per sample
-
-grids, for layers of tokens where nothing proves the grid:
-  rgb=14x14            the tokens of layer rgb are a grid of 14 rows and 14 columns
-  rgb=14x14+1          behind one class or register token
-  rgb=14x14@197        from token 197 on, counted from 0, in a longer sequence
-  rgb=14x14,sequence-first   for a layer that returns (n b c); may follow any of these
-  rgb=channels-last    the layer returns (b h w c)
-  rgb=as-it-is         the layer returns (b c h w), or a signal (b c l)
-  Without "rgb=" for a layer without a name.
-
+{targets}
+{grids}
 example:
   multicam explain nets.py:build --weights best.pt --input rgb=photo.png --input depth=depth.npy \\
       --layer rgb=rgb.layer4 --layer depth=depth.layer4 --method gradcam --target 3 --out panel.png
@@ -79,18 +65,6 @@ DEMO_EXAMPLE = """\
 example:
   multicam demo --out pictures --image photo.jpg
 """
-
-
-class _Command(argparse.ArgumentParser):
-    """A parser whose help may list the methods: only then does it wait for torch."""
-
-    def format_help(self) -> str:
-        text = super().format_help()
-        if "{methods}" not in text:
-            return text
-        from multicam.words import describe_methods
-
-        return text.replace("{methods}", describe_methods())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,57 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    debug = _Command(add_help=False)
-    debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    debug, model = debugging(), called()
 
-    model = _Command(add_help=False, parents=[debug])
-    model.add_argument(
-        "model",
-        metavar="MODULE:FACTORY",
-        help="where the model comes from: MODULE is the path of a .py file or can be imported from here, FACTORY a "
-        "function without arguments that returns the torch.nn.Module, or the module itself",
-    )
-    model.add_argument(
-        "--input",
-        metavar="NAME=FILE",
-        type=_pair,
-        action="append",
-        default=[],
-        help="an image input by its name in forward(); repeat it for other inputs, or with the same name for further "
-        "samples. Pictures (.png .jpg .bmp .webp .tif) are RGB; FILE:grey reads one channel, and one-channel pictures "
-        "of more than 8 bits keep theirs. Arrays (.npy .npz .pt .safetensors; FILE:KEY where there are several) of the "
-        "shapes (h w), (h w 1), (h w 3) and (c h w) are one sample; with more axes the first is the batch. 8-bit values "
-        "are scaled to 0..1, others stay as they are",
-    )
-    model.add_argument(
-        "--value",
-        metavar="NAME=VALUE",
-        type=_pair,
-        action="append",
-        default=[],
-        help="any other argument: a number, true, false, none, a string, or @FILE for an array exactly as it is stored",
-    )
-    model.add_argument(
-        "--preprocess",
-        metavar="MODULE:FUNC",
-        help="a function called with the dict of all inputs and values; it returns what the model takes: a dict of "
-        "keyword arguments, a tuple of positional ones, or multicam.Inputs",
-    )
-    model.add_argument(
-        "--weights", metavar="FILE", help="a checkpoint (.pt, .pth, .safetensors) whose names fit exactly"
-    )
-    model.add_argument("--device", help="where to run: cpu, cuda, cuda:1 … (default: where the model is)")
-    model.add_argument(
-        "--dtype",
-        choices=["float32", "float64", "bfloat16", "float16"],
-        help="of the weights; image inputs follow (default: the model's own)",
-    )
-
-    parser = _Command("multicam", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command("multicam", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"multicam {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, description: str, example: str, parent: _Command, summary: str) -> _Command:
+    def command(name: str, description: str, example: str, parent: Command, summary: str) -> Command:
         return commands.add_parser(
             name,
             description=description,
@@ -213,6 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.set_defaults(run=_explain)
 
+    cli_views.add(command)
+
     demo = command("demo", DEMO, DEMO_EXAMPLE, debug, "a first look: explain the bundled model")
     demo.add_argument("--out", metavar="DIR", type=Path, default=Path("multicam-demo"), help="default: multicam-demo")
     demo.add_argument("--image", metavar="FILE", type=Path, help="a photo of your own")
@@ -225,18 +157,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals or not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=…")
-    return name, value
-
-
 def _layers(args: argparse.Namespace) -> None:
     from multicam.files import blame
     from multicam.survey import list_layers
 
-    model, inputs = _loaded(args)
+    model, inputs = loaded(args)
     with blame("running the model"):
         table = list_layers(model, inputs)
     found = table.find(args.find or "")
@@ -261,7 +186,7 @@ def _explain(args: argparse.Namespace) -> None:
         raise MulticamError(f"{layered[0]} explains a layer: give one with --layer, as `multicam layers` lists them")
     target = read_target(args.target)
     output = None if args.output is None else read_output(args.output)
-    model, inputs = _loaded(args)
+    model, inputs = loaded(args)
     call = inputs.bind(unwrapped(model))
     images = list(call.images)
     layers = read_layers(args.layer, args.grid, unnamed=images[0] if len(images) == 1 else "map")
@@ -360,13 +285,3 @@ def _demo(args: argparse.Namespace) -> None:
     count = 4 + (args.image is not None)
     paths = list(tqdm(demo_pictures.write(args.out, args.image), "pictures", count, leave=False, file=sys.stderr))
     print(*paths, sep="\n")
-
-
-def _loaded(args: argparse.Namespace) -> "tuple[torch.nn.Module, multicam.inputs.Inputs]":
-    import torch
-
-    from multicam.files import load_inputs, load_model
-
-    dtype = getattr(torch, args.dtype) if args.dtype else None
-    model = load_model(args.model, args.weights, args.device, dtype)
-    return model, load_inputs(model, args.input, args.value, args.preprocess)

@@ -9,11 +9,12 @@ from functools import cached_property, partial
 from typing import Any, NoReturn, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from multicam.errors import MulticamError, unknown
-from multicam.inputs import own
+from multicam.inputs import own, wide
 from multicam.reshape import Evidence, Grid, Reshape, Scope, find_reshape
 from multicam.tree import leaves, rebuild, resolve
 
@@ -94,6 +95,18 @@ def module_paths(model: nn.Module) -> dict[str, nn.Module]:
     """Every module by path; the marks that `torch.compile` leaves in paths are taken out."""
     return {path.replace("_orig_mod", "").replace("..", ".").strip("."): module
             for path, module in model.named_modules(remove_duplicate=False)}  # fmt: skip
+
+
+def find_module(model: nn.Module, path: str) -> nn.Module:
+    """The module at a path.
+
+    Raises:
+        MulticamError: If there is none.
+    """
+    paths = module_paths(model)
+    if path not in paths:
+        raise unknown(f"layer in {type(model).__name__}", path, filter(None, paths))
+    return paths[path]
 
 
 @contextmanager
@@ -204,6 +217,21 @@ class Tap:
                 f"layer {self.label!r} returns {given}, which is not floating point: it can carry no map"
             )
         return path
+
+    def grid(self, x: Tensor, batch: int) -> Float[Tensor, "b c *grid"]:
+        """The picked tensor as a grid, in single precision at least.
+
+        Raises:
+            MulticamError: If the reshape returns something else.
+        """
+        assert self.reshape is not None
+        grid = self.reshape(x)
+        if grid.ndim < 3 or grid.shape[0] != batch:
+            raise MulticamError(
+                f"the reshape of layer {self.label!r} returned {tuple(grid.shape)} from {tuple(x.shape)}; "
+                f"it must return (b c *grid) with b = {batch}"
+            )
+        return wide(grid)
 
 
 class Taps:

@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 from multicam.calls import AttentionCall
 from multicam.errors import MulticamError, unknown
 from multicam.forwards import Forward
+from multicam.fused import FUSED, Scores, shared
 from multicam.inputs import Inputs, frames_second
-from multicam.kernels import FUSED, Scores, shared
 from multicam.layers import module_paths
 from multicam.marks import channels_are_last
 from multicam.origins import Origins

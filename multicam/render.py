@@ -167,6 +167,27 @@ def _display(image: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(np.rint(np.nan_to_num(image, nan=0.0).clip(0, 1) * 255), dtype=np.uint8)
 
 
+def signed_rgb(values: Float[Tensor, "... c h w"], limit: float) -> UInt8[np.ndarray, "... h w 3"]:
+    """How signed values of an image's channels, gradients or weights, are shown: as uint8 RGB, in which zero is one grey.
+
+    One channel, or more than three, are the diverging colours of their sum; of three each is its own colour, half bright
+    where it is zero.
+
+    Args:
+        values: Any signed values.
+        limit: The absolute value that has the strongest colour; larger ones are cut.
+
+    Example:
+        >>> import torch
+        >>> signed_rgb(torch.tensor([-1.0, 0.0, 2.0]).view(3, 1, 1), limit=2.0).tolist()
+        [[[64, 128, 255]]]
+    """
+    if values.shape[-3] != 3:
+        return colorize((values.detach().sum(-3) / limit).clamp(-1, 1), "diverging")
+    unit = (0.5 + values.detach().float().movedim(-3, -1).cpu().numpy() / (2 * limit)).clip(0, 1)
+    return np.asarray(np.rint(unit * 255), dtype=np.uint8)
+
+
 def overlay(
     image: Shaped[Tensor, "..."],
     map: Float[Tensor, "... h w"],

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointError
 
 from multicam.errors import MulticamError
-from multicam.inputs import Inputs, wide
+from multicam.inputs import Inputs
 from multicam.layers import Layer, LayerLike, Tap, Taps, undisturbed, unwrapped
 from multicam.replay import Replay
 from multicam.reshape import Tokens, positions
@@ -326,16 +326,9 @@ class Trace:
 
     def _gridded(self, name: str, x: Tensor) -> Tensor:
         tap = self._taps[name]
-        assert tap.reshape is not None
         if tap.layer.reshape and not isinstance(tap.layer.reshape, Tokens):
             positions(tap.layer.reshape, x.detach())  # refuses one that computes
-        grid = tap.reshape(x.detach())
-        if grid.ndim < 3 or grid.shape[0] != self.inputs.batch:
-            raise MulticamError(
-                f"the reshape of layer {tap.label!r} returned {tuple(grid.shape)} from {tuple(x.shape)}; "
-                f"it must return (b c *grid) with b = {self.inputs.batch}"
-            )
-        return wide(grid)
+        return tap.grid(x.detach(), self.inputs.batch)
 
     def _explain_missing(self, name: str) -> NoReturn:
         """Say why no gradient reached a layer. Runs the model once more, with this layer's output changed."""

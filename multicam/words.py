@@ -1,16 +1,18 @@
 """From words on a command line to layers, grids, methods and targets."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from inspect import getdoc
+from inspect import getdoc, signature
 from math import prod
 from textwrap import fill
+from typing import Any
 
+from multicam.attributions import Attributions
 from multicam.cam import CAM
-from multicam.catalogue import INPUT_METHODS, METHODS
+from multicam.catalogue import ATTRIBUTIONS, INPUT_METHODS, METHODS
 from multicam.errors import MulticamError, unknown
-from multicam.files import find_object
+from multicam.files import find_object, read_value
 from multicam.input_cam import InputCAM
 from multicam.layers import Layer
 from multicam.reshape import Reshape, as_it_is, channels_last, tokens
@@ -18,6 +20,8 @@ from multicam.targets import Binary, ClassScore, Contrast, Probability, Regressi
 
 TARGETS = ("top", "3", "3,1,0", "prob:3", "contrast:3,5", "binary", "binary:no", "regression", "regression:2")
 GRIDS = ("14x14", "14x14+1", "14x14@197", "14x14+1,sequence-first", "channels-last", "as-it-is")
+# The arguments of attributions whose values can be typed.
+OPTIONS = ("samples", "std", "seed", "steps", "baseline", "patch", "stride", "batch_size", "method")
 FIELDS = ("scores", "target")  # what the file of maps calls the rest of its contents
 
 
@@ -94,6 +98,40 @@ def read_method(text: str) -> type[CAM] | type[InputCAM]:
     return methods[plain]
 
 
+def read_attribution(text: str) -> Callable[..., Attributions]:
+    """The function of attributions of that name, whatever its case, hyphens and underscores.
+
+    Raises:
+        MulticamError: If there is none.
+
+    Example:
+        >>> read_attribution("Guided-Backprop").__name__
+        'guided_backprop'
+    """
+    plain = re.sub(r"[-_ ]", "", text.lower())
+    known = {function.__name__.replace("_", ""): function for function in ATTRIBUTIONS}
+    if plain not in known:
+        raise unknown("method", plain, known)
+    return known[plain]
+
+
+def read_options(function: Callable[..., Attributions], options: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """The keyword arguments that names and values mean for a function.
+
+    Raises:
+        MulticamError: If the function has no such argument.
+
+    Example:
+        >>> read_options(read_attribution("smoothgrad"), [("samples", "10")])
+        {'samples': 10}
+    """
+    known = [p.name for p in signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY and p.name in OPTIONS]
+    for name, _ in options:
+        if name not in known:
+            raise unknown(f"option of {function.__name__}", name, known)
+    return {name: read_method(text) if name == "method" else read_value(text) for name, text in options}
+
+
 def describe_methods() -> str:
     """The methods that `read_method` knows, each with what it is in one sentence.
 
@@ -101,9 +139,22 @@ def describe_methods() -> str:
         >>> " ".join(describe_methods().splitlines()[0].split())
         'gradcam Grad-CAM: channels weighted by their spatially averaged gradient.'
     """
-    methods = (*METHODS, *INPUT_METHODS)
-    summaries = {method.__name__.lower(): (getdoc(method) or "").split("\n\n")[0] for method in methods}
-    column = max(map(len, summaries)) + 2
+    return _described({method.__name__.lower(): method for method in (*METHODS, *INPUT_METHODS)})
+
+
+def describe_attributions() -> str:
+    """The functions that `read_attribution` knows, each with what it is in one sentence.
+
+    Example:
+        >>> " ".join(describe_attributions().splitlines()[0].split()[:3])
+        'gradient The gradient'
+    """
+    return _described({function.__name__: function for function in ATTRIBUTIONS})
+
+
+def _described(objects: Mapping[str, object]) -> str:
+    column = max(map(len, objects)) + 2
+    summaries = {name: " ".join((getdoc(value) or "").split("\n\n")[0].split()) for name, value in objects.items()}
     return "\n".join(
         fill(
             f"{name:{column}}{summary}",

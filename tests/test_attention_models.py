@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from multicam import Inputs, MulticamError
 from multicam.attending import attention, record_attention
-from multicam.kernels import shared
+from multicam.fused import shared
 from multicam.record import Attention
 from multicam.tree import leaves
 

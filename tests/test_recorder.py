@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from multicam import MulticamError
 from multicam.attending import attention, record_attention
 from multicam.calls import AttentionCall
-from multicam.kernels import Scores
+from multicam.fused import Scores
 
 
 class Cross(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from multicam.attending import record_attention
-from multicam.kernels import Scores, shared
+from multicam.fused import Scores, shared
 from multicam.record import Attention
 
 
