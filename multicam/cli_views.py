@@ -130,7 +130,7 @@ def add(command: Callable[[str, str, str, Command, str], Command]) -> None:
     _add_channels(dream, "--channel", "its channel, or several: a picture each (default: all at once)")
     dream.add_argument("--target", help="instead of a layer, the class or score to maximise, see targets below")
     dream.add_argument("--output", metavar="PATH", help="which of several outputs the target sees")
-    dream.add_argument("--steps", type=int, help="how many steps (default: 256, or 10 for each octave)")
+    dream.add_argument("--steps", type=int, help="how many steps (default: 128, or 10 for each octave)")
     dream.add_argument("--octaves", type=int, help="start from the picture and enlarge it so many times, less one")
     dream.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
     _add_out(dream, "dream.png")
