@@ -4,9 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
-from math import isfinite
 from typing import Any
 
 import torch
@@ -16,35 +14,15 @@ from torch import Tensor, nn
 from multicam.errors import MulticamError
 from multicam.inputs import Inputs, own
 from multicam.layers import Layer, Tap, Taps, module_by_module, undisturbed
+from multicam.module_calls import Call, confirmed, every_call, tensors_of, within
 from multicam.reshape import as_it_is
 from multicam.rows import Rows, rounding, where
 from multicam.taint import Taint, has_memory
-from multicam.tree import leaves, rebuild
+from multicam.tree import rebuild
 
 # From the output of a pass, and the sample that each of its rows stems from, to the scores of the rows.
 Read = Callable[[Any, Sequence[int]], Tensor]
 What = Tensor | Mapping[str, Tensor]
-
-
-@dataclass(eq=False)
-class Call:
-    """One call of a module in the recorded pass.
-
-    Attributes:
-        module: The module.
-        index: Which call of it.
-        depends: Whether it must run again.
-        output: What it returned, where it need not.
-        inside: How many calls of each module (by id) it makes, its own among them.
-        rows: Where the samples may lie in each tensor of the output: what all samples proved so far agree with.
-    """
-
-    module: nn.Module
-    index: int
-    depends: bool = False
-    output: Any = None
-    inside: Counter[int] = field(default_factory=Counter)
-    rows: dict[str, list[Rows]] = field(default_factory=dict)
 
 
 class Replay:
@@ -232,15 +210,15 @@ class Replay:
         def begin(call: Call, given: Any) -> None:
             open_calls.append((call, counts.copy(), len(kept)))
             counts[id(call.module)] += 1
-            call.depends = taint.touches(given)
+            call.depends = bool(taint.colours(given))
 
         def end(output: Any) -> None:
             call, before, first = open_calls.pop()
             call.inside = counts - before
             if call is not self._tapped:
                 # What a call did that returned no tensor is not known.
-                tensors = _tensors(output).values()
-                call.depends |= not tensors or taint.touches(output) or not all(map(has_memory, tensors))
+                tensors = tensors_of(output).values()
+                call.depends |= not tensors or bool(taint.colours(output)) or not all(map(has_memory, tensors))
                 if call.depends:
                     return
             del kept[first:]  # what ran inside of it never runs again
@@ -256,14 +234,14 @@ class Replay:
             taint.mark(x)
             return x
 
-        def touched() -> None:
-            for call, _, _ in open_calls:
-                call.depends = True
+        def touched(_: int) -> None:
+            for entry in open_calls:
+                entry[0].depends = True
 
         taint.touched = touched
         call = self._inputs.own()
         taint.mark(*(leaf for name, leaf in call.leaves.items() if name in self._names))
-        with self._taps.observe(self._batch, source), self._every_call(begin, end), taint:
+        with self._taps.observe(self._batch, source), every_call(self._model, begin, end), taint:
             call.run(self._model)
         self._calls = {(id(call.module), call.index): call for call in kept}
 
@@ -274,7 +252,7 @@ class Replay:
         n = 2 if self._batch != 2 else 3  # another size than the record's tells which axis is the batch
         generator = torch.Generator().manual_seed(sample)
         open_calls: list[Call] = []
-        confirmed: set[tuple[int, int]] = set()
+        kept: set[tuple[int, int]] = set()
         precision = [rounding(x) for x in self._model.parameters()]
         leaves_now = self._inputs.leaves
         values: What = {
@@ -283,21 +261,21 @@ class Replay:
 
         def end(output: Any) -> None:
             call = open_calls.pop()
-            precision.extend(map(rounding, _tensors(output).values()))
+            precision.extend(map(rounding, tensors_of(output).values()))
             record = self._calls.get((id(call.module), call.index))
             if record is None:
                 return
             picked = self._tap.pick(output) if record is self._tapped else None
-            rows = _confirm(record, output, self._batch, sample, n, picked)
+            rows = confirmed(record, output, self._batch, [sample] * n, picked)
             if picked is not None and rows is not None:
                 rows = rows | {picked: self._record_rows} if self._record_rows else None
             if rows is not None:
                 record.rows = rows
-                confirmed.add((id(call.module), call.index))
+                kept.add((id(call.module), call.index))
 
         def source(_: int, tap: Tap, x: Tensor) -> Tensor:
             nonlocal values
-            self._record_rows = where(self._record, x, self._batch, sample, n, self._record_rows)
+            self._record_rows = where(self._record, x, self._batch, [sample] * n, self._record_rows)
             values = _changed(self._gridded(x), generator)
             return self._written(x, values)
 
@@ -305,9 +283,9 @@ class Replay:
             assert isinstance(values, Tensor)
             return self._written(x, values[:1])
 
-        watched = self._every_call(lambda call, _: open_calls.append(call), end)
+        watched = every_call(self._model, lambda call, _: open_calls.append(call), end)
         expected = self._full_scores(values, sample, n, source, watched)
-        self._calls = {key: call for key, call in self._calls.items() if key in confirmed}
+        self._calls = {key: call for key, call in self._calls.items() if key in kept}
         if self._tapped not in self._calls.values():
             self._tapped = None
         # Small changes of the score are what maps are made of, so an error must be small beside these.
@@ -316,7 +294,7 @@ class Replay:
         tolerance = float(1e-3 * change + max(precision, default=0.0) * size)
         # One row by itself: it must not matter what else is in the batch.
         first = values[:1] if isinstance(values, Tensor) else {name: rows[:1] for name, rows in values.items()}
-        if not _within(self._full_scores(first, sample, 1, alone, nullcontext()), expected[:1], tolerance):
+        if not within(self._full_scores(first, sample, 1, alone, nullcontext()), expected[:1], tolerance):
             warnings.warn(
                 f"a what-if has another score in {type(self._model).__name__} alone than among others: scores depend on what else is in the "
                 "batch (a normalisation over it, say) or on earlier calls; all is run for every change, and batch_size=1 runs each alone",
@@ -364,58 +342,7 @@ class Replay:
             scores = self._scores(values, sample, n)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
             return False  # writes into shared memory, views of it, or a code path that was not recorded
-        return _within(scores, expected, tolerance)
-
-    @contextmanager
-    def _every_call(self, begin: Callable[[Call, Any], None], end: Callable[[Any], None]) -> Iterator[None]:
-        """Tell `begin` of every call of a module during the block and what it is given, and `end` what the same call returned."""
-        counts: Counter[int] = Counter()
-
-        def called(module: nn.Module, args: Any, kwargs: Any) -> None:
-            begin(Call(module, counts[id(module)]), (args, kwargs))
-            counts[id(module)] += 1
-
-        with ExitStack() as hooks:
-            for module in self._model.modules():
-                if not isinstance(module, torch.jit.ScriptModule):  # nothing in it is a module's call
-                    hooks.enter_context(module.register_forward_pre_hook(called, with_kwargs=True))
-                    hooks.enter_context(module.register_forward_hook(lambda m, args, output: end(output)))
-            yield
-
-
-def _tensors(value: Any) -> dict[str, Tensor]:
-    return {path: leaf for path, leaf in leaves(value).items() if isinstance(leaf, Tensor)}
-
-
-def _confirm(
-    record: Call, again: Any, batch: int, sample: int, n: int, but: str | None
-) -> dict[str, list[Rows]] | None:
-    """Where the samples lie in the tensors of a record, if `again` holds one of them `n` times; None otherwise."""
-    before, after = leaves(record.output), leaves(again)
-    if before.keys() != after.keys():
-        return None
-    found = {}
-    for path, x in before.items():
-        if path == but:
-            continue
-        if isinstance(x, Tensor) and isinstance(after[path], Tensor):
-            found[path] = where(x, after[path], batch, sample, n, record.rows.get(path))
-            if not found[path]:
-                return None
-        elif not _same(x, after[path]):
-            return None
-    return found
-
-
-def _same(x: Any, y: Any) -> bool:
-    try:
-        return type(x) is type(y) and bool(x == y)
-    except (RuntimeError, ValueError, TypeError):  # packed sequences, arrays
-        return False
-
-
-def _within(x: Tensor, y: Tensor, tolerance: float) -> bool:
-    return torch.allclose(x, y, 0, tolerance if isfinite(tolerance) else 0, equal_nan=True)
+        return within(scores, expected, tolerance)
 
 
 def _fitted(rows: Tensor, leaf: Tensor) -> Tensor:

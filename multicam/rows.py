@@ -1,5 +1,6 @@
 """Where the samples lie in a recorded tensor, as passes with another size of the batch prove it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +35,21 @@ class Rows:
             copies.squeeze(self.axis + (not self.apart)) if self.each == 1 else copies.flatten(self.axis, self.axis + 1)
         )
 
+    def take(self, x: Tensor, samples: Sequence[int]) -> Tensor:
+        """The tensor for these samples, which may come several times."""
+        if self.axis is None:
+            return x
+        at = torch.as_tensor(samples, device=x.device)
+        if self.each > 1:
+            inside = torch.arange(self.each, device=x.device)
+            apart = inside[:, None] * self.batch + at
+            at = (apart if self.apart else at[:, None] * self.each + inside).flatten()
+        return x.index_select(self.axis, at)
 
-def where(x: Tensor, again: Tensor, batch: int, sample: int, n: int, known: list[Rows] | None) -> list[Rows]:
-    """Where the samples may lie in `x`, if `again` holds one of them `n` times and it was `known` to be one of these."""
+
+def where(x: Tensor, again: Tensor, batch: int, samples: Sequence[int], known: list[Rows] | None) -> list[Rows]:
+    """Where the samples may lie in `x`, if `again` holds these of them and it was `known` to be one of these places."""
+    n = len(samples)
     if x.ndim != again.ndim or x.dtype != again.dtype:
         return []
     grown = [axis for axis in range(x.ndim) if x.shape[axis] != again.shape[axis]]
@@ -48,7 +61,7 @@ def where(x: Tensor, again: Tensor, batch: int, sample: int, n: int, known: list
     else:
         return []
     possible = [rows for rows in candidates if known is None or rows in known]
-    return [rows for rows in possible if alike(rows.spread(x, sample, n), again)]
+    return [rows for rows in possible if alike(rows.take(x, samples), again)]
 
 
 def alike(x: Tensor, y: Tensor) -> bool:

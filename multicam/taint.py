@@ -16,7 +16,8 @@ class Taint(TorchDispatchMode):
     """Marks every tensor that is computed from marked ones, also where no gradient reaches.
 
     A mark belongs to memory and not to a tensor, so views and operations in place carry it. Once a marked value became a number or
-    a shape, anything may depend on it, and everything that follows counts as marked.
+    a shape, anything may depend on it, and everything that follows counts as marked. Marks have colours, the bits of a number,
+    so that one pass tells what depends on which of several things.
 
     Example:
         >>> x, y = torch.rand(3), torch.rand(3)
@@ -24,30 +25,31 @@ class Taint(TorchDispatchMode):
         >>> taint.mark(x)
         >>> with taint:
         ...     z = x.argmax() + y
-        >>> taint.touches(z), taint.touches([y])
-        (True, False)
+        >>> taint.colours(z), taint.colours([y])
+        (1, 0)
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.touched: Callable[[], None] = lambda: None  # called for every operation on something marked
-        self._memory: set[int] = set()
-        self._escaped = False
+        self.touched: Callable[[int], None] = lambda colours: None  # called for every operation on something marked
+        self._memory: dict[int, int] = {}
+        self._escaped = 0
         self._exits = _Exits(self)
 
-    def mark(self, *tensors: Tensor) -> None:
+    def mark(self, *tensors: Tensor, colours: int = 1) -> None:
         """Mark these tensors."""
-        self._memory |= _memory(tensors)
-        self._escaped |= not all(map(has_memory, tensors))
+        self._paint(tensors, colours)
+        if not all(map(has_memory, tensors)):
+            self._escaped |= colours
 
-    def touches(self, value: Any) -> bool:
-        """Whether anything inside of `value` is marked."""
-        return self._escaped or self._holds([x for x in leaves(value).values() if isinstance(x, Tensor)])
+    def colours(self, value: Any) -> int:
+        """The colours of everything inside of `value`."""
+        return self._escaped | self._held([x for x in leaves(value).values() if isinstance(x, Tensor)])
 
-    def escape(self) -> None:
-        """From now on everything counts as marked."""
-        self._escaped = True
-        self.touched()
+    def escape(self, colours: int) -> None:
+        """From now on everything counts as marked with these colours."""
+        self._escaped |= colours
+        self.touched(self._escaped)
 
     def __enter__(self) -> "Taint":
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -58,27 +60,37 @@ class Taint(TorchDispatchMode):
         self._exits.__exit__(*error)  # type: ignore[no-untyped-call]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
-    def _holds(self, value: Any) -> bool:
-        return not self._memory.isdisjoint(_memory(value))
+    def _held(self, value: Any) -> int:
+        found = 0
+        for memory in _memory(value):
+            found |= self._memory.get(memory, 0)
+        return found
+
+    def _paint(self, value: Any, colours: int) -> None:
+        for memory in _memory(value):
+            self._memory[memory] = self._memory.get(memory, 0) | colours
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = (args, kwargs or {})
-        marked = self._escaped or self._holds(given)
+        colours = self._escaped | self._held(given)
         returned = func(*args, **(kwargs or {}))
-        if not marked:
+        if not colours:
             # Freed memory is used again.
-            self._memory -= _memory(returned)
+            for memory in _memory(returned):
+                self._memory.pop(memory, None)
             return returned
-        self._memory |= _memory(returned)
+        fresh = _memory(returned) - _memory(given)
+        self._memory |= dict.fromkeys(fresh, colours)
+        self._paint(returned, colours)
         if func._schema.is_mutable:
-            self._memory |= _memory(given)
+            self._paint(_written(func, args, kwargs or {}), colours)
         leaked = any(
             isinstance(x, bool | int | float | complex) or (isinstance(x, Tensor) and not has_memory(x))
             for x in tree_leaves(returned)
         )
         if leaked or torch.Tag.dynamic_output_shape in func.tags:
-            self.escape()
-        self.touched()
+            self.escape(colours)
+        self.touched(colours)
         return returned
 
 
@@ -92,8 +104,8 @@ class _Exits(TorchFunctionMode):
         self._taint = taint
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self.WAYS and self._taint.touches(args[0]):
-            self._taint.escape()
+        if func in self.WAYS and (colours := self._taint.colours(args[0])):
+            self._taint.escape(colours)
         return func(*args, **(kwargs or {}))
 
 
@@ -106,6 +118,12 @@ def has_memory(x: Tensor) -> bool:
     except NotImplementedError:
         return False
     return True
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """The arguments that an operation writes into."""
+    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    return [given.get(a.name) for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
 
 
 def _memory(value: Any) -> set[int]:
