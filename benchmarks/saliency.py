@@ -15,7 +15,7 @@ from benchmarks.meter import Goal, Part, Setting, Side, measure
 from benchmarks.peers import CLASS
 from benchmarks.tables import side_by_side
 from multicam.averaging import integrated_gradients, smoothgrad
-from multicam.occlusion import occlusion
+from multicam.covering import occlusion
 from multicam.saliency import deconvnet, gradient, guided_backprop, input_x_gradient
 
 BARE = "forward + backward to the inputs"
@@ -64,12 +64,14 @@ def averages(setting: Setting) -> Part:
     """Many passes."""
     tables, goals = [], []
     for title, model, inputs in _models(setting):
-        count, rows = setting.few(16, 2), setting.few(16, 4)
+        count, rows = setting.few(24, 2), setting.few(16, 4)
         noisy, batch = captum.attr.NoiseTunnel(captum.attr.Saliency(model)), len(next(iter(inputs.values())))
+        # Ours always says what is missing of the sum, so theirs is asked to.
+        path = {"n_steps": count, "internal_batch_size": rows, "return_convergence_delta": True}
         pairs = {
             f"integrated gradients, {count} steps": (
                 _ours(integrated_gradients, model, inputs, steps=count, batch_size=rows),
-                _captum(captum.attr.IntegratedGradients(model), inputs, n_steps=count, internal_batch_size=rows),
+                _captum(captum.attr.IntegratedGradients(model), inputs, **path),
             ),
             f"SmoothGrad, {count} samples": (
                 _ours(smoothgrad, model, inputs, samples=count, batch_size=rows),

@@ -1,5 +1,6 @@
 """Sphinx settings. Build from the root: sphinx-build -nW --keep-going -b html docs docs/_build/html."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +10,8 @@ from sphinx.application import Sphinx
 import multicam
 
 HERE = Path(__file__).parent
+
+os.environ["TQDM_DISABLE"] = "1"  # progress bars have no place on a page
 
 project = "multicam"
 author = "the multicam authors"

@@ -3,11 +3,20 @@
 from multicam.adapter import PackedModel
 from multicam.attending import attention, record_attention
 from multicam.attention_figures import flow_figure, head_sheet, query_figure
+from multicam.attributions import Attributions
+from multicam.averaging import expected_gradients, integrated_gradients, smoothgrad, vargrad
 from multicam.boxes import BoxScore, TopBox
 from multicam.calls import AttentionCall
 from multicam.cam import CAM, explain_methods
+from multicam.captum_bridge import captum_attribution
 from multicam.concepts import Concepts, factorize
+from multicam.contribution_figures import contribution_figure
+from multicam.covering import occlusion
+from multicam.dream import Dream, activation_maximization, deep_dream
+from multicam.dream_figures import dream_figure, history_figure
 from multicam.errors import MulticamError
+from multicam.feature_figures import feature_sheet, kernel_sheet
+from multicam.features import Kernels, feature_maps, kernels
 from multicam.figures import Picture, Tile, figure
 from multicam.flow import Flow, legrad, relevance, rollout
 from multicam.fullgrad import CompleteFullGrad, FullGrad
@@ -39,7 +48,10 @@ from multicam.perturb import ISCAM, RISE, SSCAM, AblationCAM, ScoreCAM, SmoothGr
 from multicam.record import Attention
 from multicam.render import colorize, normalize, overlay
 from multicam.reshape import as_it_is, channels_last, stacked, tokens
+from multicam.saliency import deconvnet, gradient, guided_backprop, guided_gradcam, input_x_gradient
+from multicam.saliency_figures import saliency_figure
 from multicam.sess import SESS
+from multicam.shapley import Contribution, contribution
 from multicam.shares import Between, flow_matrix
 from multicam.survey import list_layers
 from multicam.targets import (
@@ -70,6 +82,7 @@ __all__ = [
     "AblationCAM",
     "Attention",
     "AttentionCall",
+    "Attributions",
     "Augmented",
     "Between",
     "Binary",
@@ -78,6 +91,8 @@ __all__ = [
     "CompleteFullGrad",
     "Concepts",
     "Contrast",
+    "Contribution",
+    "Dream",
     "EigenCAM",
     "EigenGradCAM",
     "EigenSmoothed",
@@ -90,6 +105,7 @@ __all__ = [
     "HiResCAM",
     "InputCAM",
     "Inputs",
+    "Kernels",
     "Layer",
     "LayerCAM",
     "Maps",
@@ -116,26 +132,48 @@ __all__ = [
     "Trace",
     "WeightedCAM",
     "XGradCAM",
+    "activation_maximization",
     "as_it_is",
     "attention",
+    "captum_attribution",
     "channels_last",
     "colorize",
     "compare",
+    "contribution",
+    "contribution_figure",
+    "deconvnet",
+    "deep_dream",
+    "dream_figure",
+    "expected_gradients",
     "explain_methods",
     "factorize",
+    "feature_maps",
+    "feature_sheet",
     "figure",
     "flow_figure",
     "flow_matrix",
+    "gradient",
+    "guided_backprop",
+    "guided_gradcam",
     "head_sheet",
+    "history_figure",
+    "input_x_gradient",
+    "integrated_gradients",
+    "kernel_sheet",
+    "kernels",
     "legrad",
     "list_layers",
     "normalize",
+    "occlusion",
     "overlay",
     "panel",
     "query_figure",
     "record_attention",
     "relevance",
     "rollout",
+    "saliency_figure",
+    "smoothgrad",
     "stacked",
     "tokens",
+    "vargrad",
 ]

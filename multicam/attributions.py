@@ -89,7 +89,7 @@ class Attributions(dict[str, Tensor]):
         """
         channels = channels or ("sum" if self.comparable else "max")
         ways = {"sum": self._density, "max": _largest, "norm": _norm}
-        if channels not in ways:
+        if channels not in tuple(ways):
             raise unknown("way to reduce channels", channels, ways)
         maps = {name: ways[channels](name, _channels_second(x)) for name, x in self.items() if x.ndim > 2}
         return Maps(maps, self.comparable and channels == "sum")

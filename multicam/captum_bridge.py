@@ -1,6 +1,7 @@
 """Any algorithm of captum on a model with any inputs, by the inputs' names."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 from multicam.attributions import Attributions
 from multicam.errors import MulticamError, unknown
 from multicam.inputs import wide
-from multicam.layers import module_paths, undisturbed
+from multicam.layers import find_module, undisturbed
 from multicam.saliency import explained
 from multicam.targets import OutputLike, TargetLike
 from multicam.trace import Trace
+
+OURS = {"inputs", "target", "additional_forward_args"}  # of `attribute`, which are given by other names here
 
 
 def captum_attribution(
@@ -57,23 +60,62 @@ def captum_attribution(
         Attributions(input1: (2, 3), input2: (2, 3), comparable=False)
     """
     make = _algorithm(algorithm)
-    takes = signature(make).parameters if isinstance(make, type) else {}
+    first, *takes = signature(make).parameters if isinstance(make, type) else ("model",)
+    if first in ("attribution_method", "attr_method"):
+        raise MulticamError(
+            f"{algorithm!r} is made of another algorithm, not of a model: give a function, such as "
+            "lambda model: NoiseTunnel(Saliency(model))"
+        )
     names = explained(model, inputs, wrt, need_floating=False)
     trace = Trace(model, inputs, {}, target, output)
     leaves = {name: trace.inputs.leaves[full] for name, full in names.items()}
     tensors = tuple(x.detach().clone().requires_grad_(x.is_floating_point() or x.is_complex()) for x in leaves.values())
     options = {key: _option(key, value, trace, names) for key, value in options.items()}
     building = {key: options.pop(key) for key in list(options) if key in takes}
-    with torch.inference_mode(False), torch.enable_grad(), undisturbed(trace.model):
-        attribution = make(_Positional(trace, list(names.values())), **building)
-        known = signature(attribution.attribute).parameters
+    with torch.inference_mode(False), torch.enable_grad(), undisturbed(trace.model), _connected(trace.model):
+        view = _Positional(trace, list(names.values()))
+        _refuse_misfit(make, view, **building)
+        attribution = make(view, **building)
+        if not hasattr(attribution, "attribute"):
+            raise MulticamError(f"the function of an algorithm returns one of captum's, not {attribution!r}")
+        known = {k: p for k, p in signature(attribution.attribute).parameters.items() if k not in OURS}
         for key in options:
             if key not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
                 raise unknown(f"option of {type(attribution).__name__}", key, [*takes, *known])
+        _refuse_misfit(attribution.attribute, tensors, **options)
         # Captum repeats additional arguments as it repeats the inputs, so the samples' numbers tell which row is whose.
         samples = torch.arange(trace.inputs.batch, device=tensors[0].device)
-        found = attribution.attribute(tensors, additional_forward_args=(samples,), **options)
+        try:
+            found = attribution.attribute(tensors, additional_forward_args=(samples,), **options)
+        except RuntimeError as error:
+            if "not have been used in the graph" not in str(error):
+                raise
+            raise MulticamError(
+                f"captum needs a gradient by every explained input, and one of {', '.join(map(repr, names))} has none: the score "
+                "does not depend on it, or something behind it is detached; name the other inputs with wrt=…"
+            ) from error
     return _by_name(found, leaves, trace.scores)
+
+
+@contextmanager
+def _connected(model: nn.Module) -> Iterator[None]:
+    """Parameters that need a gradient, none of which is computed; modules have no more attributes afterwards.
+
+    DeepLift hangs its rule on the tensors of every layer, also where no explained input leads, and leaves them on the
+    modules where it is interrupted.
+    """
+    attributes = [(vars(module), set(vars(module))) for module in model.modules()]
+    parameters = [p for p in model.parameters() if p.is_floating_point() or p.is_complex()]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        for found, before in attributes:
+            for name in found.keys() - before:
+                del found[name]
 
 
 class _Positional(nn.Module):
@@ -92,6 +134,14 @@ class _Positional(nn.Module):
         # A copy, because a model may write into its inputs.
         returned = call.map(lambda name, leaf: leaf.clone() if name in self.names else leaf).run(self.model)
         return self.trace.scores_of(returned, samples)
+
+
+def _refuse_misfit(call: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """Refuse a call that Python would refuse, such as one without a layer."""
+    try:
+        signature(call).bind(*args, **options)
+    except TypeError as error:
+        raise MulticamError(f"{getattr(call, '__qualname__', call)} takes{signature(call)}: {error}") from None
 
 
 def _algorithm(algorithm: str | Callable[..., Any]) -> Callable[..., Any]:
@@ -113,13 +163,13 @@ def _algorithm(algorithm: str | Callable[..., Any]) -> Callable[..., Any]:
 def _option(key: str, value: Any, trace: Trace, names: Mapping[str, str]) -> Any:
     """An option in captum's terms: a tuple for a dict by name, a module for a path."""
     if key == "layer" and isinstance(value, str):
-        paths = module_paths(trace.model)
-        if value not in paths:
-            raise unknown("layer", value, paths)
-        return paths[value]
+        return find_module(trace.model, value)
     if not isinstance(value, Mapping):
         return value
-    given = {trace.inputs.name(name): item for name, item in value.items()}
+    given = {trace.inputs.name(str(name)): item for name, item in value.items()}
+    for full in given:
+        if full not in names.values():
+            raise unknown("explained input", full, names.values())
     for full in names.values():
         if full not in given:
             raise MulticamError(f"{key} by name needs one for each explained input: {full!r} has none")

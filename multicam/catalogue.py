@@ -5,6 +5,7 @@ from collections.abc import Callable
 from multicam.attributions import Attributions
 from multicam.averaging import integrated_gradients, smoothgrad, vargrad
 from multicam.cam import CAM
+from multicam.covering import occlusion
 from multicam.fullgrad import CompleteFullGrad, FullGrad
 from multicam.input_cam import InputCAM
 from multicam.methods import (
@@ -23,7 +24,6 @@ from multicam.methods import (
     ShapleyCAM,
     XGradCAM,
 )
-from multicam.occlusion import occlusion
 from multicam.perturb import ISCAM, RISE, SSCAM, AblationCAM, ScoreCAM, SmoothGradCAMPlusPlus
 from multicam.saliency import deconvnet, gradient, guided_backprop, guided_gradcam, input_x_gradient
 

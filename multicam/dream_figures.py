@@ -33,6 +33,7 @@ def dream_figure(dream: Dream, *, title: str = "", width: float = 7.0, tallest: 
     rows = zip(images, dream.labels, dream.start.tolist(), dream.objective.tolist(), strict=True)
     tiles = [Tile(image, caption=f"{label}\n{start:.3g} to {end:.3g}") for image, label, start, end in rows]
     across = ceil(sqrt(2 * len(tiles))) if len(tiles) > 4 else len(tiles)
+    across = ceil(len(tiles) / ceil(len(tiles) / across))  # rows of equal length, as far as they go
     tiles += [Tile()] * (-len(tiles) % across)
     lines = [tiles[i : i + across] for i in range(0, len(tiles), across)]
     return figure(lines, title=title, width=width, tallest=tallest)

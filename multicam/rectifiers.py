@@ -1,7 +1,8 @@
 """What ReLUs do to the gradient that comes back through them: guided backpropagation and deconvnets.
 
-No module, function or tensor of the model is exchanged. Whatever way a ReLU is written, as a module, a function, in place
-or in TorchScript, its backward pass is one operation of PyTorch, and there the rule applies.
+No module, function or tensor of the model is exchanged. Whatever way a ReLU is written, as a module, a function or in
+place, its backward pass is one operation of PyTorch, and there the rule applies. TorchScript takes it apart when it compiles
+a stretch of a model; such stretches are noted.
 """
 
 from typing import Any, Literal
@@ -24,6 +25,7 @@ class Rectifiers(TorchDispatchMode):
 
     Attributes:
         met: How many ReLUs there were.
+        compiled: Whether a part of the backward pass was compiled by TorchScript, so that its ReLUs cannot be told.
 
     Example:
         >>> x = torch.tensor([-1.0, 2.0, 3.0], requires_grad=True)
@@ -40,9 +42,12 @@ class Rectifiers(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.rule = rule
         self.met = 0
+        self.compiled = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The operation, or the rule in place of a ReLU's gradient."""
+        node = torch._C._current_autograd_node()
+        self.compiled |= node is not None and "DifferentiableGraph" in node.name()
         if not _is_rectifier(func, args):
             return func(*args, **(kwargs or {}))
         self.met += 1

@@ -13,6 +13,7 @@ from multicam.inputs import Inputs, as_names, frames_second, wide
 from multicam.layers import unwrapped
 from multicam.methods import GradCAM
 from multicam.rectifiers import Rectifiers, Rule
+from multicam.reshape import Tokens
 from multicam.targets import OutputLike, TargetLike
 from multicam.trace import Trace
 
@@ -106,6 +107,9 @@ def guided_backprop(
         wrt: As for `gradient`.
         output: As for `gradient`.
 
+    Raises:
+        MulticamError: As for `gradient`; or TorchScript compiled a part of the model, where ReLUs cannot be told.
+
     Example:
         >>> import torch
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
@@ -135,6 +139,9 @@ def deconvnet(
         target: As for `gradient`.
         wrt: As for `gradient`.
         output: As for `gradient`.
+
+    Raises:
+        MulticamError: As for `gradient` and `guided_backprop`.
 
     Example:
         >>> import torch
@@ -193,7 +200,9 @@ def guided_gradcam(
     maps = dict(zip(names, cam.maps(trace).values(), strict=True))
     guided = Trace(model, trace.inputs, {}, trace.target, output, list(names.values()))
     values = named(names, _ruled(guided, "guided"))
-    return Attributions({name: values[name] * _per_channel(maps[name], values[name]) for name in names}, trace.scores)
+    of_tokens = [isinstance(layer.reshape, Tokens) for layer in cam.layers.values()]
+    weights = {name: _per_channel(maps[name], values[name], by) for name, by in zip(names, of_tokens, strict=True)}
+    return Attributions({name: values[name] * weights[name] for name in names}, trace.scores)
 
 
 def _differentiated(
@@ -235,6 +244,11 @@ def named(names: Mapping[str, str], values: Mapping[str, Tensor]) -> dict[str, T
 def _ruled(trace: Trace, rule: Rule) -> dict[str, Tensor]:
     with Rectifiers(rule) as rectifiers:
         found = trace.input_grads
+    if rectifiers.compiled:
+        raise MulticamError(
+            f"TorchScript compiled a part of this {type(trace.model).__name__}, where ReLUs cannot be told from other operations; "
+            "explain the model that the script was made of, or take the gradient"
+        )
     if not rectifiers.met:
         warnings.warn(
             f"no gradient passed a ReLU of {type(trace.model).__name__}, so this is the plain gradient: the {rule} rule has no "
@@ -249,8 +263,10 @@ def times(x: Tensor, gradient: Tensor) -> Tensor:
     return (x.conj() * gradient).real if gradient.is_complex() else x * gradient
 
 
-def _per_channel(map: Tensor, values: Tensor) -> Tensor:
+def _per_channel(map: Tensor, values: Tensor, of_tokens: bool) -> Tensor:
     """A map on axes that broadcast against the attributions of its input."""
+    if of_tokens and values.ndim == 3 and map.shape == values.shape[:2]:
+        return map[:, :, None]  # features (b n c), one cell for each
     if values.ndim == 5 and map.ndim == 4:
         return map[:, :, None] if frames_second(values, map.shape[1]).shape != values.shape else map[:, None]
     return map.view(len(map), *[1] * (values.ndim - map.ndim), *map.shape[1:])

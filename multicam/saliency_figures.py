@@ -15,7 +15,7 @@ REDUCED = {"sum": "sum of channels", "max": "largest of channels", "norm": "norm
 
 
 def saliency_figure(
-    inputs: Mapping[str, Tensor],
+    inputs: Tensor | Mapping[str, Tensor],
     attributions: Attributions,
     *,
     channels: Channels | None = None,
@@ -35,7 +35,7 @@ def saliency_figure(
     empty: the strongest hundredth is cut, see `clip`. Of a clip, the frame with the strongest attribution is shown.
 
     Args:
-        inputs: Name to images `(b c h w)`, or clips; further ones are left out.
+        inputs: Name to images `(b c h w)`, or clips; further ones are left out. Where there is one input, it may stand alone.
         attributions: What a function of `multicam.saliency` returns. Those of other tensors than images are left out.
         channels: How channels are taken together, see `Attributions.maps`.
         clip: The share of places that is shown without cutting; 1 cuts nothing.
@@ -60,6 +60,10 @@ def saliency_figure(
         raise MulticamError(f"attributions are what gradient() and its kin return, not a {type(attributions).__name__}")
     if not 0 < number("clip", clip) <= 1:
         raise MulticamError(f"clip is a share above 0 and up to 1, not {clip!r}")
+    if isinstance(inputs, Tensor):
+        if len(attributions) > 1:
+            raise MulticamError(f"give each of the inputs by name: {', '.join(map(repr, attributions))}")
+        inputs = dict.fromkeys(attributions, inputs)
     maps = attributions.maps(channels)
     names = [name for name, values in attributions.items() if values.ndim > 3]
     if not names:

@@ -8,12 +8,13 @@ from typing import Any, NoReturn
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointError
 
 from multicam.errors import MulticamError
 from multicam.inputs import Inputs
-from multicam.layers import Layer, LayerLike, Tap, Taps, undisturbed, unwrapped
+from multicam.layers import Layer, LayerLike, Tap, Taps, module_by_module, undisturbed, unwrapped
 from multicam.replay import Replay
 from multicam.reshape import Tokens, positions
 from multicam.targets import OutputLike, Target, TargetLike, as_target, pinned, score, select_output, taken
@@ -123,7 +124,7 @@ class Trace:
             records[i] = x.clone() if x.requires_grad else x.detach().clone().requires_grad_()
             return records[i].clone()
 
-        with torch.inference_mode(False), torch.enable_grad(), undisturbed(self.model):
+        with torch.inference_mode(False), torch.enable_grad(), undisturbed(self.model), module_by_module():
             with taps.observe(batch, record) as seen:
                 returned = self.inputs.own().map(with_gradient).run(self.model)
             output_tensor = select_output(returned, output)
@@ -158,7 +159,7 @@ class Trace:
             wrt: As for `Trace`; None: the same as here.
         """
         if samples is not None:
-            self._refuse_target_without_samples()
+            self.refuse_target_without_samples()
         target = self.target if samples is None else taken(self.target, samples)
         return Trace(self.model, inputs, self._layers, target, self._output_path, self.wrt if wrt is None else wrt)
 
@@ -188,13 +189,13 @@ class Trace:
             returned: The model's whole output.
             samples: Which sample of this trace each row stems from.
         """
-        self._refuse_target_without_samples()
+        self.refuse_target_without_samples()
         return score(taken(self.target, samples), select_output(returned, self._output_path), len(samples))
 
     def _replay(self, source: str | tuple[str, ...]) -> Replay:
         """The replay of a change of the layer of one site, or of the inputs of these names."""
         if source not in self._replays:
-            self._refuse_target_without_samples()
+            self.refuse_target_without_samples()
             target, path = self.target, self._output_path  # a reference to the trace would be a cycle
 
             def read(output: Any, samples: Sequence[int]) -> Tensor:
@@ -204,7 +205,7 @@ class Trace:
             self._replays[source] = Replay(self.model, self.inputs, changes, read, self.scores)
         return self._replays[source]
 
-    def _refuse_target_without_samples(self) -> None:
+    def refuse_target_without_samples(self) -> None:
         """Refuse a target that holds values for each sample and cannot tell those of a part of them."""
         if self.inputs.batch == 1 or hasattr(self.target, "take"):
             return
@@ -273,6 +274,11 @@ class Trace:
             try:
                 found = torch.autograd.grad(self._scores.sum(), wanted, allow_unused=True)
             except (CheckpointError, RuntimeError) as error:
+                if "inplace operation" in str(error):
+                    # The model overwrites what its gradient needs. Keeping that costs time, so it is done for those models only.
+                    with allow_mutation_on_saved_tensors():
+                        again = Trace(self.model, self.inputs, self._layers, self.target, self._output_path, self.wrt)
+                        return again._backward
                 if "checkpoint" not in str(error).lower():
                     raise
                 raise MulticamError(

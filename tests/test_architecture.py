@@ -11,6 +11,9 @@ FLOORS = [
     [
         "errors",
         "maps",
+        "attributions",
+        "baselines",
+        "noise",
         "tree",
         "inputs",
         "packing",
@@ -23,13 +26,16 @@ FLOORS = [
         "figures",
         "panels",
         "places",
-        "kernels",
+        "fused",
     ],
     [
         "layers",
+        "rectifiers",
         "taint",
         "rows",
+        "module_calls",
         "replay",
+        "mixing",
         "trace",
         "survey",
         "marks",
@@ -49,6 +55,20 @@ FLOORS = [
         "methods",
         "perturb",
         "input_cam",
+        "saliency",
+        "averaging",
+        "covering",
+        "game",
+        "shapley",
+        "contribution_figures",
+        "captum_bridge",
+        "saliency_figures",
+        "features",
+        "feature_figures",
+        "dream",
+        "objectives",
+        "parameterizations",
+        "dream_figures",
         "fullgrad",
         "catalogue",
         "wrappers",
@@ -73,14 +93,16 @@ FLOORS = [
         "files",
         "words",
         "cli",
+        "cli_arguments",
+        "cli_views",
         "__main__",
         "__init__",
     ],
 ]
 FILES = {path.stem: path for path in PACKAGE.glob("*.py")}
 # Imported only inside the function that needs them, so that `import multicam` needs none of them.
-OPTIONAL = {"matplotlib", "skimage", "sklearn", "safetensors", "tqdm", "PIL", "scipy"}
-HOOKS = {"layers", "recorder", "replay", "survey"}  # the only files that touch hooks
+OPTIONAL = {"matplotlib", "skimage", "sklearn", "safetensors", "tqdm", "PIL", "scipy", "captum"}
+HOOKS = {"layers", "module_calls", "recorder", "survey"}  # the only files that touch hooks
 
 
 def imported(tree: ast.AST) -> set[str]:

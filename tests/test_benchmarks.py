@@ -191,6 +191,25 @@ def test_the_benchmark_of_attention_judges_its_goals(benchmarks: ModuleType, tmp
         assert goal in text
 
 
+@pytest.mark.parametrize(
+    ("name", "goals"),
+    [
+        ("saliency", ["gradient, time /", "guided_backprop, time /", "integrated gradients, 2 steps", "SmoothGrad, 2 samples"]),
+        ("contribution", ["3 inputs, batch 4, time / forward", "4 inputs, batch 4, time / forward"]),
+    ],
+)  # fmt: skip
+def test_further_benchmarks_judge_their_goals(
+    benchmarks: ModuleType, tmp_path: Path, name: str, goals: list[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"{importlib.import_module(f'benchmarks.{name}').MARK}\n\nolder numbers\n")
+    command = ["-m", f"benchmarks.{name}", "--quick", "--repeat", "1", "--threads", "1", "--write", str(page)]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    text = page.read_text()
+    assert "older numbers" not in text
+    assert all(f"| {goal}" in text for goal in goals)
+
+
 def test_a_planted_cell_is_found_where_it_was_planted(benchmarks: ModuleType) -> None:
     planted = importlib.import_module("benchmarks.planted")
     inputs, label, where, cell = planted.draw(12, torch.Generator().manual_seed(0))

@@ -1,6 +1,7 @@
 """Nothing of the user's is changed: after success, and after whatever is raised halfway."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,9 +10,13 @@ from models import Branch, Fusion, fusion_inputs, seeded
 from pytorch_grad_cam import GradCAM as PeerGradCAM
 from torch import Tensor, nn
 
-from multicam import CAM, HiResCAM, PackedModel, list_layers
+from multicam import CAM, HiResCAM, Layer, PackedModel, list_layers
+from multicam.averaging import expected_gradients, integrated_gradients, smoothgrad, vargrad
+from multicam.captum_bridge import captum_attribution
 from multicam.catalogue import ONE_PASS
+from multicam.covering import occlusion
 from multicam.methods import OriginalCAM, ShapleyCAM
+from multicam.saliency import deconvnet, gradient, guided_backprop, guided_gradcam, input_x_gradient
 
 LAYERS = {"rgb": "rgb.net.1", "depth": "depth", "attn": "attn"}
 
@@ -84,6 +89,78 @@ def test_every_method_leaves_everything_as_it_was(method: type[CAM], when: str) 
     else:
         with pytest.raises((Stop, KeyboardInterrupt)):
             cam(inputs, target)
+    assert_unchanged(before, state(model, inputs))
+
+
+GRADIENTS = ("gradient", "input_x_gradient", "guided_backprop", "deconvnet")
+IN_INPUTS: dict[str, Callable[..., Any]] = {
+    "gradient": gradient,
+    "input_x_gradient": input_x_gradient,
+    "guided_backprop": guided_backprop,
+    "deconvnet": deconvnet,
+    "guided_gradcam": lambda model, x, target: guided_gradcam(
+        model, x, LAYERS | {"attn": Layer("attn", onto="rgb")}, target
+    ),
+    "smoothgrad": lambda *call: smoothgrad(*call, samples=2),
+    "vargrad": lambda *call: vargrad(*call, samples=2),
+    "integrated_gradients": lambda *call: integrated_gradients(*call, steps=3, baseline="blur"),
+    "expected_gradients": lambda model, x, target: expected_gradients(model, x, x, target, samples=2),
+    "occlusion": lambda *call: occlusion(*call, patch=16),
+    **{
+        f"captum {name}": partial(captum_attribution, name)
+        for name in ("Saliency", "IntegratedGradients", "DeepLift", "GuidedBackprop", "GradientShap")
+    },
+    "captum FeatureAblation": lambda model, x, target: captum_attribution(
+        "FeatureAblation",
+        model,
+        x,
+        target,
+        feature_mask={n: torch.zeros(1, *v.shape[1:], dtype=int) for n, v in x.items()},
+    ),
+    "captum LayerGradCam": lambda *call: captum_attribution("LayerGradCam", *call, layer="rgb.net.0"),
+}
+
+
+def once(model: nn.Module) -> nn.Module:
+    """With a ReLU for each use, as DeepLift needs it."""
+    for branch in model.branches:
+        branch.net[2].inplace = branch.act.inplace = False
+    return model
+
+
+@pytest.mark.parametrize("when", ["normal", "target raises", "model raises", "interrupted"])
+@pytest.mark.parametrize("name", IN_INPUTS)
+@pytest.mark.filterwarnings("ignore:the GradCAM map of layer:UserWarning")
+@pytest.mark.filterwarnings("ignore:integrated gradients miss:UserWarning")
+@pytest.mark.filterwarnings("ignore:Setting .*hooks:UserWarning")
+def test_every_explanation_in_the_inputs_leaves_everything_as_it_was(name: str, when: str) -> None:
+    model = once(dirty())
+    inputs = {name: x.requires_grad_() for name, x in fusion_inputs().items()}
+    passes = iter(range(10**6))
+
+    def after(quiet: int, what: type[BaseException]) -> Callable[..., Any]:
+        """Raises in the first pass that is not the one that the call begins with."""
+        return lambda *_: raising(what)() if next(passes) >= quiet else None
+
+    stops = {"model raises": Stop, "interrupted": KeyboardInterrupt}
+    late = int(name not in GRADIENTS)  # these have one pass only
+    if when in stops:
+        model.head.register_forward_hook(after(late, stops[when]))
+    target: Any = 1
+    if when == "target raises":
+
+        def target(output: Tensor) -> Tensor:
+            return after(late, Stop)() or output[:, 1]
+
+    options = (
+        {"baselines": {n: torch.zeros_like(x) for n, x in inputs.items()}} if name == "captum GradientShap" else {}
+    )
+    before = state(model, inputs)
+    if when == "normal":
+        IN_INPUTS[name](model, inputs, target, **options)
+    else:
+        with pytest.raises((Stop, KeyboardInterrupt)):
+            IN_INPUTS[name](model, inputs, target, **options)
     assert_unchanged(before, state(model, inputs))
 
 

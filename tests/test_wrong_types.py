@@ -12,6 +12,10 @@ SETUP = """
 import torch, warnings
 from torch import nn
 import multicam as mc
+from multicam.averaging import expected_gradients, integrated_gradients, smoothgrad, vargrad
+from multicam.captum_bridge import captum_attribution
+from multicam.covering import occlusion
+from multicam.saliency import gradient, guided_backprop, guided_gradcam
 model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
 x = torch.rand(2, 3, 8, 8)
 cam = mc.GradCAM(model, "0")
@@ -90,6 +94,59 @@ CALLS = {
     "mc.query_figure(att, x, (1, 1))": "inputs are a mapping from names to images",
     "mc.query_figure(att, {'image': x}, (1, 1), onto=3)": "inputs are named by a string, or several in a list, not by 3",
     "mc.head_sheet(None)": "a figure of attention needs at least one attention",
+    "gradient(x, model)": "a model is a torch.nn.Module, not a Tensor",
+    "gradient(model, x, wrt=3)": "inputs are named by a string, or several in a list, not by 3",
+    "gradient(model, x, 'cat')": "a target class is an int, or one int per sample, not 'cat'",
+    "gradient(model, 'photo.jpg')": "there is no floating-point image input to explain in Inputs(input='photo.jpg')",
+    "gradient(model, x, output='logits')": "the model returns one tensor, so output='logits' names nothing",
+    "gradient(model, x).maps('mean')": "no way to reduce channels 'mean'. There are: 'sum', 'max', 'norm'",
+    "gradient(model, x).maps(['sum'])": "no way to reduce channels",
+    "gradient(model, x).evidence": "these attributions are not in units of the score",
+    "guided_backprop(model, x, wrt=['rgb', 3])": "inputs are named by a string, or several in a list",
+    "guided_gradcam(model, x, 0)": "a layer is a module path, a module or a Layer, not 0",
+    "guided_gradcam(model, x, '0', method=cam)": "method is a class such as GradCAM, not",
+    "guided_gradcam(model, x, '0', method='GradCAM')": "method is a class such as GradCAM, not 'GradCAM'",
+    "smoothgrad(model, x, std='wide')": "std is a number, not 'wide'",
+    "smoothgrad(model, x, samples=2.5)": "samples must be a whole number of at least 1, not 2.5",
+    "vargrad(model, x, batch_size='many')": "batch_size must be a whole number of at least 1, not 'many'",
+    "vargrad(model, x, seed='a')": "seed must be a whole number, not 'a'",
+    "integrated_gradients(model, x, steps='many')": "steps must be a whole number of at least 1, not 'many'",
+    "integrated_gradients(model, x, baseline='noise')": "no baseline 'noise'. There are: 'mean', 'blur'",
+    "integrated_gradients(model, x, baseline=[0, 1])": "the baseline of input 'input' is a number, 'mean', 'blur' or a tensor, not [0, 1]",
+    "integrated_gradients(model, x, baseline=None)": "is a number, 'mean', 'blur' or a tensor, not None",
+    "integrated_gradients(model, x, baseline=True)": "is a number, 'mean', 'blur' or a tensor, not True",
+    "integrated_gradients(model, x, baseline={'input': x.numpy()})": "is a number, 'mean', 'blur' or a tensor, not",
+    "expected_gradients(model, x, 3)": "the references of input 'input' must be (n, 3, 8, 8), not 3",
+    "expected_gradients(model, x, None)": "the references of input 'input' must be (n, 3, 8, 8), not None",
+    "expected_gradients(model, x, x, samples='a')": "samples must be a whole number of at least 1, not 'a'",
+    "expected_gradients(model, x, x, seed=None)": "seed must be a whole number, not None",
+    "occlusion(model, x, patch=4.0)": "the patch 4.0 does not fit input 'input' (2, 3, 8, 8)",
+    "occlusion(model, x, patch='big')": "the patch 'big' does not fit input",
+    "occlusion(model, x, stride='far')": "the stride 'far' does not fit input",
+    "occlusion(model, x, stride=[1, None])": "the stride [1, None] does not fit input",
+    "integrated_gradients(model, x, baseline={3: 0.0})": "no input '3'. There are: 'input'",
+    "captum_attribution('Occlusion', model, x, strides={3: 4})": "no input '3'. There are: 'input'",
+    "occlusion(model, x, patch={3: 4})": "no input '3'. There are: 'input'",
+    "occlusion(model, x, batch_size=None)": "batch_size must be a whole number of at least 1, not None",
+    "mc.kernels('conv1')": "kernels are those of a module, such as model.get_submodule('stem.0'), not of a str",
+    "mc.kernels(model[0].weight)": "kernels are those of a module",
+    "mc.kernel_sheet(model[0])": "a sheet shows what kernels(layer) returns, not a Conv2d",
+    "mc.kernel_sheet(mc.kernels(model[0]), channels=3)": "output channels are chosen by their numbers, as in [0, 5], not by 3",
+    "mc.feature_sheet({'a': x})": "a sheet shows the maps of one layer (b c *grid), not a dict",
+    "mc.feature_sheet(x, most=2.5)": "most must be a whole number of at least 1, not 2.5",
+    "mc.feature_maps(model, x, ['0'])": "a layer is a module path, a module or a Layer, not ['0']",
+    "mc.activation_maximization(model, x, '0', 1, parameterization='wavelet')": "no parameterization 'wavelet'",
+    "mc.activation_maximization(model, x, '0', 1, bounds=3)": "bounds are (low, high)",
+    "mc.activation_maximization(model, x, '0', 'red')": "a channel is an int, not 'red'",
+    "mc.deep_dream(model, x, '0', [1, 2])": "one channel",
+    "mc.saliency_figure({'input': x}, {'input': x})": "attributions are what gradient() and its kin return, not a dict",
+    "mc.contribution(model, x, players=3)": "players are names of inputs, or groups of such, in a list or a dict, not 3",
+    "mc.contribution(model, x, baseline='mea')": "no baseline 'mea'; did you mean 'mean'",
+    "captum_attribution(3, model, x)": "an algorithm is a name or class of captum.attr, or a function, not 3",
+    "captum_attribution('Saliencey', model, x)": "no algorithm in captum.attr 'Saliencey'; did you mean 'Saliency'",
+    "captum_attribution('Saliency', x, model)": "a model is a torch.nn.Module, not a Tensor",
+    "captum_attribution('Saliency', model, x, wrt=3)": "inputs are named by a string",
+    "captum_attribution('LayerGradCam', model, x, layer='9')": "no layer in Sequential '9'",
     "mc.Inputs(x).repeat(-1)": "repeat takes a number of copies, at least 1, not -1",
 }
 RUN = """

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from multicam.attributions import Attributions
 from multicam.baselines import Baseline, baselines
-from multicam.errors import MulticamError, at_least_one
+from multicam.errors import MulticamError, at_least_one, unknown
 from multicam.inputs import Inputs
 from multicam.progress import progress
 from multicam.saliency import explained
@@ -62,45 +62,56 @@ def occlusion(
     names = explained(model, inputs, wrt, need_floating=False)
     trace = Trace(model, inputs, {}, target, output)
     covers = baselines(trace.inputs, list(names.values()), baseline)
+    patches, strides = (_by_name(sides, trace.inputs, list(names.values())) for sides in (patch, stride))
     values, weights = {}, {}
     for name, full in names.items():
         leaf, cover = trace.inputs.leaves[full], covers[full]
-        sides = _sides("patch", patch, trace.inputs, full, [ceil(side / 8) for side in _spatial(leaf)])
-        steps = _sides("stride", stride, trace.inputs, full, sides)
+        sides = _sides("patch", patches.get(full), full, leaf, [ceil(side / 8) for side in _spatial(leaf)])
+        steps = _sides("stride", strides.get(full), full, leaf, sides)
+        if len(steps) != len(sides):
+            raise MulticamError(f"the stride {steps} of input {name!r} needs as many numbers as its patch {sides}")
         if any(step > side for step, side in zip(steps, sides, strict=True)):
             raise MulticamError(f"patches {sides} at a stride of {steps} leave gaps in input {name!r}")
-        windows = _windows(leaf.shape[-len(sides) :], sides, steps)
-        parts = [windows[i : i + at_least_one("batch_size", batch_size)] for i in range(0, len(windows), batch_size)]
+        covered = leaf.shape[leaf.ndim - len(sides) :]
+        windows = _windows(covered, sides, steps)
+        parts = [windows[i : i + batch_size] for i in range(0, len(windows), at_least_one("batch_size", batch_size))]
         drops = torch.zeros(leaf.shape, dtype=trace.scores.dtype, device=leaf.device)
-        times = torch.zeros(leaf.shape[-len(sides) :], device=leaf.device)
+        times = torch.zeros(covered, device=leaf.device)
         for window in windows:
             times[window] += 1
         for sample, part in progress(product(range(len(leaf)), parts), len(leaf) * len(parts), f"occlusion {name}"):
-            rows = leaf[sample].repeat(len(part), *[1] * (leaf.ndim - 1))
-            for row, window in zip(rows, part, strict=True):
+            # The unchanged sample runs along, as passes of other sizes and kernels round otherwise.
+            rows = leaf[sample].repeat(1 + len(part), *[1] * (leaf.ndim - 1))
+            for row, window in zip(rows[1:], part, strict=True):
                 row[..., *window] = cover[sample][..., *window]
-            scores = trace.rescore({full: rows}, sample)
+            before, *scores = trace.rescore({full: rows}, sample)
             for after, window in zip(scores, part, strict=True):
-                drops[sample][..., *window] += trace.scores[sample] - after
+                drops[sample][..., *window] += before - after
         values[name] = drops / times
         weights[name] = 1 / (prod(sides) * prod(leaf.shape[1 : leaf.ndim - len(sides)]))
     return Attributions(values, trace.scores, weights=weights)
 
 
 def _spatial(leaf: Tensor) -> tuple[int, ...]:
-    return tuple(leaf.shape[-2:] if leaf.ndim > 3 else leaf.shape[-1:])
+    return tuple(leaf.shape[1:][-2:] if leaf.ndim > 3 else leaf.shape[1:][-1:])
 
 
-def _sides(
-    what: str, asked: Sides | Mapping[str, Sides] | None, inputs: Inputs, name: str, default: Sequence[int]
-) -> list[int]:
-    """The sides of a patch or stride along the last axes of an input."""
-    if isinstance(asked, Mapping):
-        asked = {inputs.name(short): sides for short, sides in asked.items()}.get(name)
+def _by_name(sides: Sides | Mapping[str, Sides] | None, inputs: Inputs, names: Sequence[str]) -> dict[str, Any]:
+    """The sides that were given for each explained input."""
+    if not isinstance(sides, Mapping):
+        return dict.fromkeys(names, sides)
+    given = {inputs.name(str(short)): each for short, each in sides.items()}
+    for name in given:
+        if name not in names:
+            raise unknown("explained input", name, names)
+    return given
+
+
+def _sides(what: str, asked: Sides | None, name: str, leaf: Tensor, default: Sequence[int]) -> list[int]:
+    """The sides of a patch or stride along the last axes of an input; one number is for as many axes as the default has."""
     if asked is None:
         return list(default)
-    leaf = inputs.leaves[name]
-    sides = [asked] * len(_spatial(leaf)) if isinstance(asked, int) else list(asked)
+    sides = list(asked) if isinstance(asked, Sequence) else [asked] * len(default)
     limits = leaf.shape[-len(sides) :] if 0 < len(sides) < leaf.ndim else ()
     if not limits or not all(
         isinstance(side, int) and 1 <= side <= limit for side, limit in zip(sides, limits, strict=True)
