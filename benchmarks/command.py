@@ -57,11 +57,15 @@ def run(program: str, about: str, parts: Parts, arguments: Sequence[str] | None 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports a missing GPU as an error
     chosen = {name: parts[name] for name in given.part or parts}
     text = report(chosen, Setting(given.device, given.repeat, given.quick))
-    if given.write is None:
+    publish(text, given.write, mark(program))
+
+
+def publish(text: str, page: Path | None, line: str) -> None:
+    """Print a report, or write it into a page behind its line."""
+    if page is None:
         print(text)
         return
-    line = mark(program)
-    before, found, _ = given.write.read_text().partition(line)
+    before, found, _ = page.read_text().partition(line)
     if not found:
-        parser.error(f"{given.write} has no line {line}")
-    given.write.write_text(f"{before}{line}\n\n{text}\n")
+        raise SystemExit(f"{page} has no line {line}")
+    page.write_text(f"{before}{line}\n\n{text}\n")

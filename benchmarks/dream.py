@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from benchmarks.command import mark
+from benchmarks.command import mark, publish
 from benchmarks.tables import table
 from multicam import Inputs, Trace
 from multicam.demo import EditDetector, inputs_of, inputs_of_crops, load, photo
@@ -100,14 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--channels", type=int, help="of each layer (all)")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="a page whose results to replace")
     given = parser.parse_args(arguments)
-    text = report(given.crops, given.steps, given.channels)
-    if given.write is None:
-        print(text)
-        return
-    before, found, _ = given.write.read_text().partition(MARK)
-    if not found:
-        parser.error(f"{given.write} has no line {MARK}")
-    given.write.write_text(f"{before}{MARK}\n\n{text}\n")
+    publish(report(given.crops, given.steps, given.channels), given.write, MARK)
 
 
 if __name__ == "__main__":

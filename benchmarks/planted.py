@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
-from benchmarks.command import mark
+from benchmarks.command import mark, publish
 from benchmarks.tables import table
 from multicam import HiResCAM, Maps, attention, legrad, relevance, rollout
 from multicam.calls import AttentionCall
@@ -215,14 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=200, help="held-out samples of each seed")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="a page whose results to replace")
     given = parser.parse_args(arguments)
-    text = report(given.seeds, given.steps, given.samples)
-    if given.write is None:
-        print(text)
-        return
-    before, found, _ = given.write.read_text().partition(MARK)
-    if not found:
-        parser.error(f"{given.write} has no line {MARK}")
-    given.write.write_text(f"{before}{MARK}\n\n{text}\n")
+    publish(report(given.seeds, given.steps, given.samples), given.write, MARK)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from multicam.covering import occlusion
 from multicam.dream import Dream, activation_maximization, deep_dream
 from multicam.dream_figures import dream_figure, history_figure
 from multicam.errors import MulticamError
+from multicam.faithfulness import Curve, Masked, deletion, insertion, road, seen_through
 from multicam.feature_figures import feature_sheet, kernel_sheet
 from multicam.features import Kernels, feature_maps, kernels
 from multicam.figures import Picture, Tile, figure
@@ -23,6 +24,7 @@ from multicam.fullgrad import CompleteFullGrad, FullGrad
 from multicam.input_cam import InputCAM
 from multicam.inputs import Inputs
 from multicam.layers import Layer
+from multicam.localization import agreement, complexity, energy_inside, names_input, pointing_game, sparseness
 from multicam.maps import Maps
 from multicam.methods import (
     FEM,
@@ -92,6 +94,7 @@ __all__ = [
     "Concepts",
     "Contrast",
     "Contribution",
+    "Curve",
     "Dream",
     "EigenCAM",
     "EigenGradCAM",
@@ -109,6 +112,7 @@ __all__ = [
     "Layer",
     "LayerCAM",
     "Maps",
+    "Masked",
     "MulticamError",
     "OriginalCAM",
     "PackedModel",
@@ -133,17 +137,21 @@ __all__ = [
     "WeightedCAM",
     "XGradCAM",
     "activation_maximization",
+    "agreement",
     "as_it_is",
     "attention",
     "captum_attribution",
     "channels_last",
     "colorize",
     "compare",
+    "complexity",
     "contribution",
     "contribution_figure",
     "deconvnet",
     "deep_dream",
+    "deletion",
     "dream_figure",
+    "energy_inside",
     "expected_gradients",
     "explain_methods",
     "factorize",
@@ -158,21 +166,27 @@ __all__ = [
     "head_sheet",
     "history_figure",
     "input_x_gradient",
+    "insertion",
     "integrated_gradients",
     "kernel_sheet",
     "kernels",
     "legrad",
     "list_layers",
+    "names_input",
     "normalize",
     "occlusion",
     "overlay",
     "panel",
+    "pointing_game",
     "query_figure",
     "record_attention",
     "relevance",
+    "road",
     "rollout",
     "saliency_figure",
+    "seen_through",
     "smoothgrad",
+    "sparseness",
     "stacked",
     "tokens",
     "vargrad",

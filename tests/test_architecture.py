@@ -60,6 +60,8 @@ FLOORS = [
         "covering",
         "game",
         "shapley",
+        "faithfulness",
+        "localization",
         "contribution_figures",
         "captum_bridge",
         "saliency_figures",

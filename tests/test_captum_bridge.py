@@ -302,7 +302,7 @@ def test_integer_images_where_the_algorithm_can(name: str) -> None:
         ({"algorithm": "Occlusion"}, "Occlusion.attribute takes.*missing a required argument: 'sliding_window_shapes'"),
         ({"algorithm": lambda model: 3}, "the function of an algorithm returns one of captum's, not 3"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else None,
 )  # fmt: skip
 def test_what_does_not_fit(call: dict[str, Any], message: str) -> None:
     call = {"algorithm": "IntegratedGradients", "target": 1} | call

@@ -142,6 +142,8 @@ CALLS = {
     "mc.saliency_figure({'input': x}, {'input': x})": "attributions are what gradient() and its kin return, not a dict",
     "mc.contribution(model, x, players=3)": "players are names of inputs, or groups of such, in a list or a dict, not 3",
     "mc.contribution(model, x, baseline='mea')": "no baseline 'mea'; did you mean 'mean'",
+    "mc.road(model, x, x[:, 0], 1, order='first')": "order is 'most' or 'least' relevant first, not 'first'",
+    "mc.deletion(model, x, x[:, 0], 1, steps=0.5)": "steps must be a whole number of at least 1, not 0.5",
     "captum_attribution(3, model, x)": "an algorithm is a name or class of captum.attr, or a function, not 3",
     "captum_attribution('Saliencey', model, x)": "no algorithm in captum.attr 'Saliencey'; did you mean 'Saliency'",
     "captum_attribution('Saliency', x, model)": "a model is a torch.nn.Module, not a Tensor",
