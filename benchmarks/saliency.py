@@ -64,7 +64,7 @@ def averages(setting: Setting) -> Part:
     """Many passes."""
     tables, goals = [], []
     for title, model, inputs in _models(setting):
-        count, rows = setting.few(24, 2), setting.few(16, 4)
+        count, rows = setting.few(16, 2), setting.few(16, 4)
         noisy, batch = captum.attr.NoiseTunnel(captum.attr.Saliency(model)), len(next(iter(inputs.values())))
         # Ours always says what is missing of the sum, so theirs is asked to.
         path = {"n_steps": count, "internal_batch_size": rows, "return_convergence_delta": True}

@@ -107,9 +107,10 @@ def integrated_gradients(
 ) -> Attributions:
     """Integrated gradients: `(x - x0) int_0^1 G(x0 + a (x - x0)) da`, in units of the score.
 
-    Sundararajan et al. 2017, arXiv:1703.01365, eq. 3, with the gradient in the middle of each step: networks of ReLUs have kinks, where finer
-    rules gain nothing. All inputs of `wrt` go from their baselines to their values together. The evidence of all inputs adds up to `.change`, the score less that of the
-    baselines; `.error` says what is missing of it, and a warning tells where that is more than a twentieth.
+    Sundararajan et al. 2017, arXiv:1703.01365, eq. 3, with the gradient in the middle of each step: networks of ReLUs have
+    kinks, where finer rules gain nothing. All inputs of `wrt` go from their baselines to their values together. Their
+    evidence adds up to `.change`, the score less that of the baselines; `.error` says what is missing of it, and a
+    warning tells where that is more than a twentieth.
 
     Args:
         model: As for `gradient`.
@@ -170,7 +171,7 @@ def expected_gradients(
     Args:
         model: As for `gradient`.
         inputs: As for `gradient`.
-        references: Inputs of the same names with any number of samples. Inputs that are not explained are not read.
+        references: Inputs as the model takes them, with any number of samples; those that are not explained may be anything.
         target: As for `gradient`.
         wrt: As for `gradient`.
         output: As for `gradient`.

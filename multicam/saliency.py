@@ -225,11 +225,11 @@ def explained(
     images = [
         name for name, leaf in call.images.items() if leaf.is_floating_point() or leaf.is_complex() or not need_floating
     ]
-    names = {name: call.name(name) for name in as_names(wrt) or images}
+    asked = as_names(wrt)
+    names = {name: call.name(name) for name in (images if asked is None else asked)}
     if not names:
-        raise MulticamError(
-            f"there is no floating-point image input to explain in {call!r}; name other inputs with wrt=…"
-        )
+        what = "floating-point image" if need_floating else "image"
+        raise MulticamError(f"there is no {what} input to explain in {call!r}; name inputs with wrt=…")
     for name, full in names.items():
         if full not in call.batched:
             raise unknown("input with a value for each sample", name, call.batched)
