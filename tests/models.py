@@ -75,6 +75,20 @@ class Captioned(nn.Module):
         return {"logits": self.head(features.mean((2, 3)) * words), "features": features}
 
 
+class Overwriting(nn.Module):
+    """Writes into its inputs, and into the list that they come in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = Branch(3)
+
+    def forward(self, views: list[Tensor], mask: Tensor) -> Tensor:
+        views[0].mul_(2)
+        views[1] = views[0] + 1
+        mask[:] = 0
+        return self.branch(views[1]).mean((2, 3))
+
+
 def fusion_inputs(b: int = 2, size: int = 32) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(b * 1000 + size)
     shapes = {"rgb": (b, 3, size, size), "depth": (b, 1, size // 2, size), "texture": (b, 2, size, size // 2)}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import Branch, Captioned, Fusion, Siamese, fusion_inputs, seeded
+from models import Branch, Captioned, Fusion, Overwriting, Siamese, fusion_inputs, seeded
 from test_hygiene import Stop, assert_unchanged, dirty, raising, state
 from torch import Tensor, nn
 
@@ -344,17 +344,6 @@ def test_frozen_models_of_any_precision_under_the_callers_no_grad(dtype: torch.d
 
 
 def test_a_model_that_writes_into_its_input_and_activations() -> None:
-    class Overwriting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.branch = Branch(3)
-
-        def forward(self, views: list[Tensor], mask: Tensor) -> Tensor:
-            views[0].mul_(2)
-            views[1] = views[0] + 1
-            mask[:] = 0
-            return self.branch(views[1]).mean((2, 3))
-
     views, mask = [example(1, 3, 16, 16), example(1, 3, 16, 16, seed=1)], torch.ones(1, 4)
     kept = [view.clone() for view in views]
     model = seeded(Overwriting)

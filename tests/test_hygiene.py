@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import Branch, Fusion, fusion_inputs, seeded
+from models import Fusion, Overwriting, fusion_inputs, seeded
 from pytorch_grad_cam import GradCAM as PeerGradCAM
 from torch import Tensor, nn
 
@@ -222,17 +222,6 @@ def test_listing_layers_leaves_everything_as_it_was(raises: bool) -> None:
 
 
 def test_a_model_may_write_into_its_inputs_without_reaching_the_users() -> None:
-    class Overwriting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.branch = Branch(3)
-
-        def forward(self, views: list[Tensor], mask: Tensor) -> Tensor:
-            views[0].mul_(2)
-            views[1] = views[0] + 1
-            mask[:] = 0
-            return self.branch(views[1]).mean((2, 3))
-
     views, mask = [torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8)], torch.ones(1, 4)
     kept = [v.clone() for v in views]
     first = HiResCAM(seeded(Overwriting), "branch")((views, mask), 1, signed=True)
