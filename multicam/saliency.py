@@ -229,7 +229,7 @@ def explained(
     names = {name: call.name(name) for name in (images if asked is None else asked)}
     if not names:
         what = "floating-point image" if need_floating else "image"
-        raise MulticamError(f"there is no {what} input to explain in {call!r}; name inputs with wrt=…")
+        raise MulticamError(f"there is no {what} input to explain in {call!r}; name other inputs with wrt=…")
     for name, full in names.items():
         if full not in call.batched:
             raise unknown("input with a value for each sample", name, call.batched)

@@ -590,3 +590,8 @@ def test_a_model_that_overwrites_what_its_gradient_needs(function: Any) -> None:
     for name in inputs:
         assert expected[name].abs().max() > 0
         torch.testing.assert_close(found[name], expected[name])
+
+
+def test_no_input_is_not_all_inputs() -> None:
+    with pytest.raises(MulticamError, match="there is no floating-point image input to explain"):
+        gradient(seeded(Fusion), fusion_inputs(), 1, wrt=[])
