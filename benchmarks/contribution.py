@@ -30,7 +30,7 @@ def exact(setting: Setting) -> Part:
         inputs = {name: setting.image(batch) for name in model.names}
         sides = {
             BARE: Side(_bare(model, inputs)),
-            OURS: Side(lambda model=model, inputs=inputs: contribution(model, inputs, CLASS)),  # type: ignore[misc]
+            OURS: Side(_ours(model, inputs)),
             f"all {2**branches} coalitions by hand": Side(_naive(model, inputs)),
             "captum `ShapleyValues`": Side(_captum(model, inputs), slow=True),
         }
@@ -49,6 +49,10 @@ def _bare(model: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[[], object
             return model(**inputs)
 
     return work
+
+
+def _ours(model: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[[], object]:
+    return lambda: contribution(model, inputs, CLASS)
 
 
 def _naive(model: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[[], object]:

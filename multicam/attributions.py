@@ -91,7 +91,7 @@ class Attributions(dict[str, Tensor]):
         ways = {"sum": self._density, "max": _largest, "norm": _norm}
         if channels not in tuple(ways):
             raise unknown("way to reduce channels", channels, ways)
-        maps = {name: ways[channels](name, _channels_second(x)) for name, x in self.items() if x.ndim > 2}
+        maps = {name: ways[channels](name, channels_second(x)) for name, x in self.items() if x.ndim > 2}
         return Maps(maps, self.comparable and channels == "sum")
 
     def __repr__(self) -> str:
@@ -112,5 +112,6 @@ def _norm(_: str, values: Tensor) -> Tensor:
     return norms
 
 
-def _channels_second(values: Tensor) -> Tensor:
+def channels_second(values: Tensor) -> Tensor:
+    """An image, clip or signal with its channels on the second axis: a clip `(b t c h w)` as `(b c t h w)`."""
     return frames_second(values) if values.ndim == 5 else values

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from operator import index
 from typing import Any, Literal, SupportsIndex
 
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from multicam.errors import MulticamError, number, unknown
+from multicam.errors import MulticamError, at_least_one, number, unknown
 from multicam.layers import LayerLike, undisturbed, unwrapped
 from multicam.objectives import Objective
 from multicam.parameterizations import PARAMETERIZATIONS, Bounds, Motion, total_variation
@@ -113,7 +112,7 @@ def activation_maximization(
     """
     if parameterization not in PARAMETERIZATIONS:
         raise unknown("parameterization", parameterization, PARAMETERIZATIONS)
-    steps, lr, smoothness = _count("steps", steps), _share("lr", lr), _share("smoothness", smoothness)
+    steps, lr, smoothness = at_least_one("steps", steps), _share("lr", lr), _share("smoothness", smoothness)
     motion = Motion(_share("jitter", jitter), _share("scale", scale), _share("rotate", rotate))
     generator = Generator().manual_seed(seed)
     inner = unwrapped(model)
@@ -200,7 +199,7 @@ def deep_dream(
         >>> dream.images.shape, bool(dream.objective > dream.start)
         (torch.Size([1, 3, 31, 31]), True)
     """
-    octaves, steps, lr = _count("octaves", octaves), _count("steps", steps), _share("lr", lr)
+    octaves, steps, lr = at_least_one("octaves", octaves), at_least_one("steps", steps), _share("lr", lr)
     if not number("octave_scale", octave_scale) >= 1:
         raise MulticamError(f"octave_scale is at least 1, not {octave_scale!r}")
     generator = Generator().manual_seed(seed)
@@ -278,12 +277,6 @@ def _resized(image: Float[Tensor, "1 c h w"], size: list[int]) -> Float[Tensor, 
 def _places(size: int, tile: int, corner: int) -> list[int]:
     """Where tiles start that cover a side and meet at a corner; those at the ends are moved inward."""
     return sorted({min(max(place, 0), size - tile) for place in range(corner - tile, size, tile)})
-
-
-def _count(name: str, value: int) -> int:
-    if not hasattr(value, "__index__") or isinstance(value, bool) or value < 1:
-        raise MulticamError(f"{name} is a whole number of at least 1, not {value!r}")
-    return index(value)
 
 
 def _share(name: str, value: float) -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Real
+from operator import index
 
 
 class MulticamError(ValueError):
@@ -48,6 +49,6 @@ def at_least_one(name: str, value: int) -> int:
     Raises:
         MulticamError: If it is not.
     """
-    if not isinstance(value, int) or value < 1:
+    if not hasattr(value, "__index__") or isinstance(value, bool) or value < 1:
         raise MulticamError(f"{name} must be a whole number of at least 1, not {value!r}")
-    return value
+    return index(value)

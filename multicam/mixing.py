@@ -7,8 +7,7 @@ from. So with encoders that see an input each, all combinations of k inputs cost
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from multicam.errors import MulticamError
 from multicam.inputs import Inputs, own
 from multicam.layers import module_by_module, undisturbed
-from multicam.module_calls import Call, confirmed, every_call, tensors_of, within
+from multicam.module_calls import Call, confirmed, every_call, skipping, tensors_of, within
 from multicam.replay import Read
 from multicam.rows import rounding
 from multicam.taint import Taint, has_memory
@@ -108,29 +107,16 @@ class Mixing:
         seen = self._seen[key]
         return parts[seen.bit_length() - 1] if seen else samples
 
-    @contextmanager
-    def _skipping(self, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Iterator[None]:
+    def _skipping(self, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> AbstractContextManager[None]:
         """Let the modules that depend on one part return their record."""
-        seen: Counter[int] = Counter()
 
-        def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            key = id(module), seen[id(module)]
-            call = self._calls.get(key)
-            if call is None:
-                seen[id(module)] += 1
-                return nn.Module._call_impl(module, *args, **kwargs)  # type: ignore[no-untyped-call]
-            seen.update(call.inside)
-            rows = self._rows(key, parts, samples)
-            return rebuild(call.output, partial(recorded, call, rows))
+        def returned(call: Call) -> Any:
+            rows = self._rows((id(call.module), call.index), parts, samples)
+            return rebuild(
+                call.output, lambda path, x: call.rows[path][0].take(x, rows) if isinstance(x, Tensor) else x
+            )
 
-        def recorded(call: Call, rows: Sequence[int], path: str, x: Any) -> Any:
-            return call.rows[path][0].take(x, rows) if isinstance(x, Tensor) else x
-
-        with ExitStack() as stack:
-            for module in {id(call.module): call.module for call in self._calls.values()}.values():
-                vars(module)["_call_impl"] = partial(called, module)
-                stack.callback(vars(module).pop, "_call_impl")
-            yield
+        return skipping(self._calls, returned)
 
     def _run_recorded(self) -> tuple[Any, list[bool]]:
         """The output of the whole call, and whether it depends on each part."""

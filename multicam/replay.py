@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from multicam.errors import MulticamError
 from multicam.inputs import Inputs, own
 from multicam.layers import Layer, Tap, Taps, module_by_module, undisturbed
-from multicam.module_calls import Call, confirmed, every_call, tensors_of, within
+from multicam.module_calls import Call, confirmed, every_call, skipping, tensors_of, within
 from multicam.reshape import as_it_is
 from multicam.rows import Rows, rounding, where
 from multicam.taint import Taint, has_memory
@@ -172,17 +172,12 @@ class Replay:
         index = self._gridded(torch.arange(x.numel(), device=x.device).view(x.shape))
         return x.flatten().index_copy(0, index.flatten(), acts.to(x).flatten()).view(x.shape)
 
-    @contextmanager
-    def _skipping(self, values: What, sample: int, n: int, hand_out: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def _skipping(
+        self, values: What, sample: int, n: int, hand_out: Callable[[Tensor], Tensor]
+    ) -> AbstractContextManager[None]:
         """Let the modules that do not depend on the change return their record."""
-        seen: Counter[int] = Counter()
 
-        def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            call = self._calls.get((id(module), seen[id(module)]))
-            if call is None or call.depends:
-                seen[id(module)] += 1
-                return nn.Module._call_impl(module, *args, **kwargs)  # type: ignore[no-untyped-call]
-            seen.update(call.inside)
+        def returned(call: Call) -> Any:
             output = rebuild(call.output, partial(recorded, call))
             if call is not self._tapped or not isinstance(values, Tensor):
                 return output
@@ -192,12 +187,7 @@ class Replay:
         def recorded(call: Call, path: str, x: Any) -> Any:
             return hand_out(own(self._spread(call.rows[path][0], x, sample, n))) if isinstance(x, Tensor) else x
 
-        with ExitStack() as stack:
-            for module in {id(module): module for module in self.skipped}.values():
-                # Not `forward`: what the user's hooks made of the output is in the record already.
-                vars(module)["_call_impl"] = partial(called, module)
-                stack.callback(vars(module).pop, "_call_impl")
-            yield
+        return skipping({key: call for key, call in self._calls.items() if not call.depends}, returned)
 
     # The recorded pass, and its check
 

@@ -5,10 +5,9 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from multicam.attributions import Attributions, Channels
+from multicam.attributions import Attributions, Channels, channels_second
 from multicam.errors import MulticamError, number, unknown
 from multicam.figures import Picture, Tile, figure
-from multicam.inputs import frames_second
 from multicam.render import Colormap, signed_rgb
 
 REDUCED = {"sum": "sum of channels", "max": "largest of channels", "norm": "norm of channels"}
@@ -87,7 +86,7 @@ def saliency_figure(
     strongest = max(_peaks(parts[name].abs().amax(1), clip).max().item() for name in names)
 
     def line(name: str, i: int) -> list[Tile]:
-        image, part, map = _channels_first(inputs[name])[i], parts[name][i], maps[name][i]
+        image, part, map = channels_second(inputs[name])[i], parts[name][i], maps[name][i]
         if map.ndim == 3:
             frame = int(map.abs().amax((1, 2)).argmax())
             image, part, map = image[:, frame], part[:, frame], map[frame]
@@ -128,10 +127,6 @@ def _peaks(maps: Tensor, clip: float) -> Tensor:
 
 def _parts(attributions: Attributions, name: str) -> Tensor:
     """What the second picture shows `(b c *grid)`: three channels, or their sum; as a density where there are units."""
-    values = _channels_first(attributions[name])
+    values = channels_second(attributions[name])
     values = values if values.shape[1] == 3 else values.sum(1, keepdim=True)
     return values if attributions.weights is None else values * (attributions.weights[name] * values[0, 0].numel())
-
-
-def _channels_first(image: Tensor) -> Tensor:
-    return frames_second(image) if image.ndim == 5 else image

@@ -417,7 +417,7 @@ def test_an_autograd_function_is_seen_and_has_no_gradient() -> None:
         att.gradients(out.sum())
 
 
-@torch.library.custom_op("multicam_tests::attention", mutates_args=())
+@torch.library.custom_op("example::attention", mutates_args=())
 def custom_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT).softmax(-1) @ v
 
