@@ -159,7 +159,7 @@ def test_any_number_of_channels_including_those_of_no_photo() -> None:
         ({"layer": "rbg"}, "did you mean 'rgb'"),
         ({"layer": "rgb", "at": (8, 0)}, "place 8 does not exist: there are 0 to 7"),
         ({"layer": "rgb", "at": (1, 2, 3)}, r"no place on the layer's grid \(8, 8\)"),
-        ({"layer": "rgb", "steps": 0}, "steps is a whole number of at least 1"),
+        ({"layer": "rgb", "steps": 0}, "steps must be a whole number of at least 1"),
         ({"layer": "rgb", "jitter": -1.0}, "jitter is at least 0"),
         ({"layer": "depth", "channel": 1}, "no gradient to input 'rgb': it does not see that input"),
         ({"target": 9}, "class 9 does not exist"),
