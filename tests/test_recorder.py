@@ -436,11 +436,11 @@ def test_custom_kernels_are_blind_spots() -> None:
     with record_attention(Model(False)) as att:
         att.model(torch.randn(2, 5, 4))
     assert [(unseen.path, unseen.what) for unseen in att.blind_spots] == [
-        ("", "the kernel multicam_tests::attention, whose inside cannot be seen")
+        ("", "the kernel example::attention, whose inside cannot be seen")
     ]
     with (
         pytest.raises(
-            MulticamError, match=r"no attention that could be seen; what looked like it:\n  .*multicam_tests::attention"
+            MulticamError, match=r"no attention that could be seen; what looked like it:\n  .*example::attention"
         ),
         record_attention(model := Model(True)),
     ):
