@@ -1,0 +1,73 @@
+"""How any explanation is called, whatever makes it: with a model, inputs and a target, to one map per input."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from multicam.attributions import Attributions
+from multicam.cam import CAM
+from multicam.errors import MulticamError
+from multicam.input_cam import InputCAM
+from multicam.inputs import Inputs
+from multicam.maps import Maps
+from multicam.targets import TargetLike
+
+# `gradient` and its like are such functions, and any lambda may be one.
+Explain = Callable[[nn.Module, Any, TargetLike], Tensor | Mapping[str, Tensor]]
+
+
+def explainer(method: type[CAM] | type[InputCAM], *arguments: Any, signed: bool = False, **options: Any) -> Explain:
+    """A method as a function of model, inputs and target, for whoever calls it with several models or beside others.
+
+    Args:
+        method: A class such as `GradCAM` or `RISE`.
+        arguments: What it takes behind the model, such as layers.
+        signed: As for the call of a `CAM`.
+        options: What else it takes, by name.
+
+    Raises:
+        MulticamError: If it is no such class.
+
+    Example:
+        >>> import torch
+        >>> from multicam import HiResCAM
+        >>> explain = explainer(HiResCAM, {"input": "0"})
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> explain(model, torch.rand(2, 3, 16, 16), 1)["input"].shape
+        torch.Size([2, 16, 16])
+    """
+    if not (isinstance(method, type) and issubclass(method, CAM | InputCAM)):
+        raise MulticamError(f"a method is a class such as GradCAM; {method!r} can be used as it is, or in a lambda")
+
+    def explain(model: nn.Module, inputs: Any, target: TargetLike) -> Tensor | Maps:
+        return method(model, *arguments, **options)(inputs, target, signed=signed)
+
+    return explain
+
+
+def explained_maps(explain: Explain, model: nn.Module, call: Inputs, target: TargetLike) -> Maps:
+    """The maps of an explanation by the full names of their inputs; those of attributions by the sum or the largest of their channels.
+
+    Args:
+        explain: What makes it.
+        model: Any module.
+        call: The call, bound to the model.
+        target: As for the call of a `CAM`.
+
+    Raises:
+        MulticamError: If it returns anything but maps of inputs.
+    """
+    found = explain(model, call, target)
+    if isinstance(found, Attributions):
+        found = found.maps()
+    if isinstance(found, Tensor):
+        if len(call.images) != 1:
+            raise MulticamError(
+                f"an explanation of several inputs returns a map for each, {{name: map}}, not one tensor; there are: "
+                f"{', '.join(map(repr, call.images))}"
+            )
+        found = dict.fromkeys(call.images, found)
+    if not isinstance(found, Mapping) or not found or not all(isinstance(m, Tensor) for m in found.values()):
+        raise MulticamError(f"an explanation returns a map or a dict of maps, not {type(found).__name__}")
+    return Maps({call.name(name): m.detach() for name, m in found.items()}, getattr(found, "comparable", True))
