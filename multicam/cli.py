@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multicam import __version__, cli_views
+from multicam import __version__, cli_answers, cli_views
 from multicam.cli_arguments import Command, called, debugging, loaded
 from multicam.errors import MulticamError, unknown
 
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Explain a PyTorch model that takes several inputs, without editing it.
 
-  multicam demo                     a first look: a three-input model on a photo
-  multicam layers MODULE:FACTORY    which layers there are, and which inputs each sees
-  multicam explain MODULE:FACTORY   where in each input the evidence for a score lies
-  multicam saliency MODULE:FACTORY  the same entry by entry: gradients, guided, smooth, integrated
-  multicam features MODULE:FACTORY  what a layer returns, channel by channel
-  multicam kernels MODULE:FACTORY   what a convolution looks for
-  multicam dream MODULE:FACTORY     the input that a channel or a class responds to most
+  multicam demo                         a first look: a three-input model on a photo
+  multicam layers MODULE:FACTORY        which layers there are, and which inputs each sees
+  multicam explain MODULE:FACTORY       where in each input the evidence for a score lies
+  multicam saliency MODULE:FACTORY      the same entry by entry: gradients, guided, smooth, integrated
+  multicam contribution MODULE:FACTORY  how much each input mattered
+  multicam evaluate MODULE:FACTORY      which method explains the model best
+  multicam features MODULE:FACTORY      what a layer returns, channel by channel
+  multicam kernels MODULE:FACTORY       what a convolution looks for
+  multicam dream MODULE:FACTORY         the input that a channel or a class responds to most
 """
 
 LAYERS = """\
@@ -144,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
 
     cli_views.add(command)
+    cli_answers.add(command)
 
     demo = command("demo", DEMO, DEMO_EXAMPLE, debug, "a first look: explain the bundled model")
     demo.add_argument("--out", metavar="DIR", type=Path, default=Path("multicam-demo"), help="default: multicam-demo")

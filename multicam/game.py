@@ -1,5 +1,6 @@
 """The score as a game: what it is when only some of the inputs are there."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -20,7 +21,30 @@ from multicam.trace import Trace
 Players = Sequence[str | Sequence[str]] | Mapping[str, str | Sequence[str]]
 
 
-class Game:
+class Scored(ABC):
+    """What shares are computed of: a score for every coalition of players.
+
+    Attributes:
+        players: Each player by its name.
+        used: Whether the score depends on each of them.
+        batch: How many samples there are.
+    """
+
+    players: Mapping[str, Any]
+    used: list[bool]
+    batch: int
+
+    @abstractmethod
+    def __call__(self, coalitions: Bool[Tensor, "n k"], samples: Sequence[int] | None = None) -> Float[Tensor, "b n"]:
+        """The scores with these players.
+
+        Args:
+            coalitions: Which of the players are there.
+            samples: Of which samples; None: of all.
+        """
+
+
+class Game(Scored):
     """The scores of every sample when some players are there, and the others are replaced by their baselines.
 
     Each encoder runs once for every sample and once for every baseline, see `multicam.mixing`; a player that the score does not
@@ -69,7 +93,7 @@ class Game:
         given = (
             {self._call.name(name): value for name, value in baseline.items()} if isinstance(baseline, Mapping) else {}
         )
-        self.players = _players(self._call, players, given)
+        self.players: dict[str, list[str]] = _players(self._call, players, given)
         parts = list(self.players.values())
         if references is not None and not (isinstance(baseline, float) and baseline == 0):
             raise MulticamError("give a baseline, or references to take its place, not both")
@@ -83,12 +107,16 @@ class Game:
                     "alone is None"
                 )
         names = [name for i in self._mixed for name in parts[i]]
+        alone = not set(self._call.batched) - set(
+            names
+        )  # else what stands for a sample's inputs needs its other inputs
         if references is None:
             values: Any = {name: given.get(name, 0.0) for name in names} if isinstance(baseline, Mapping) else baseline
-            self.references = {name: x[:, None] for name, x in baselines(self._call, names, values).items()}
+            found = baselines(self._call, names, values)
+            alike = alone and all(torch.equal(x, x[:1].expand_as(x)) for x in found.values())
+            self.references = {name: (x[:1] if alike else x)[:, None] for name, x in found.items()}
         else:
             known = references_of(self._model, self._call, references, names)
-            alone = not set(self._call.batched) - set(names)  # else those of a sample need its other inputs
             self.references = {name: x[None].expand(1 if alone else self.batch, *x.shape) for name, x in known.items()}
         self._games: dict[tuple[int, ...], Mixing] = {}
         mixing = self._mixing(())
@@ -99,23 +127,22 @@ class Game:
             Trace(self._model, self._call, {}, fixed, output).refuse_target_without_samples()
         self.used = [i in self._gone or mixing.used[self._mixed.index(i)] for i in range(len(parts))]
 
-    def __call__(self, coalitions: Bool[Tensor, "n k"]) -> Float[Tensor, "b n"]:
-        """The scores of every sample with these players.
-
-        Args:
-            coalitions: Which of the players are there.
-        """
-        scores = torch.empty(self.batch, len(coalitions))
+    def __call__(self, coalitions: Bool[Tensor, "n k"], samples: Sequence[int] | None = None) -> Float[Tensor, "b n"]:
+        """The scores with these players, see `Scored`."""
+        samples = range(self.batch) if samples is None else samples
+        scores = torch.empty(len(samples), len(coalitions))
         gone = [tuple(i for i in self._gone if not row[i]) for row in coalitions.tolist()]
         for without in dict.fromkeys(gone):
             chosen = [n for n, each in enumerate(gone) if each == without]
-            scores[:, chosen] = self._scores(without, coalitions[chosen][:, self._mixed].tolist())
+            scores[:, chosen] = self._scores(without, coalitions[chosen][:, self._mixed].tolist(), samples)
         return scores
 
-    def _scores(self, without: tuple[int, ...], coalitions: Sequence[Sequence[bool]]) -> Float[Tensor, "b n"]:
+    def _scores(
+        self, without: tuple[int, ...], coalitions: Sequence[Sequence[bool]], samples: Sequence[int]
+    ) -> Float[Tensor, "b n"]:
         mixing = self._mixing(without)
         apart, each = self._apart
-        rows = list(product(range(self.batch), coalitions, range(each)))
+        rows = list(product(samples, coalitions, range(each)))
         starts = range(0, len(rows), self.batch_size)
         found = []
         for start in progress(starts, len(starts), "coalitions"):
@@ -125,7 +152,7 @@ class Game:
                 for i in range(len(self._mixed))
             ]
             found.append(mixing(sources, [s for s, _, _ in part]))
-        return torch.cat(found).cpu().view(self.batch, len(coalitions), each).mean(2)
+        return torch.cat(found).cpu().view(len(samples), len(coalitions), each).mean(2)
 
     @property
     def _apart(self) -> tuple[bool, int]:

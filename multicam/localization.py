@@ -1,6 +1,6 @@
 """Does a map point where it should, and is it sharp: measures of maps alone, which run no model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -54,27 +54,34 @@ def energy_inside(maps: Float[Tensor, "b h w"], regions: Bool[Tensor, "..."]) ->
     return (flat * regions.flatten(1)).sum(1) / total.where(total > 0, 1)
 
 
-def names_input(maps: Mapping[str, Tensor], truth: str) -> Bool[Tensor, " b"]:
-    """Whether the largest of the maps of each sample, by its positive evidence, is that of the input `truth`.
+def names_input(maps: Mapping[str, Tensor], truth: str | Sequence[str]) -> Bool[Tensor, " b"]:
+    """Whether the largest of the maps of each sample, by its positive evidence, is that of the input that is the `truth`.
 
     A map is a density, so its mean is the evidence on its input; this asks of maps that compare which input they name.
 
     Args:
         maps: The maps by input `(b h w)`.
-        truth: The input that holds the evidence.
+        truth: The input that holds the evidence, or one for each sample.
 
     Raises:
-        MulticamError: If there is no such map.
+        MulticamError: If there is no such map, or not one name for each sample.
 
     Example:
-        >>> names_input({"rgb": torch.ones(1, 2, 2), "depth": 2 * torch.ones(1, 4, 4)}, "depth")
-        tensor([True])
+        >>> maps = {"rgb": torch.ones(2, 2, 2), "depth": 2 * torch.ones(2, 4, 4)}
+        >>> names_input(maps, "depth"), names_input(maps, ["depth", "rgb"])
+        (tensor([True, True]), tensor([ True, False]))
     """
-    if truth not in maps:
-        raise MulticamError(f"there is no map of input {truth!r}; there are: {', '.join(map(repr, maps))}")
-    mass = {name: m.clamp(min=0).flatten(1).mean(1) for name, m in maps.items()}
-    others = [evidence for name, evidence in mass.items() if name != truth]
-    return (torch.stack(others) < mass[truth]).all(0) if others else mass[truth] > 0
+    names = list(maps)
+    mass = torch.stack([m.clamp(min=0).flatten(1).mean(1) for m in maps.values()], 1)
+    truths = [truth] * len(mass) if isinstance(truth, str) else list(truth)
+    if len(truths) != len(mass):
+        raise MulticamError(f"{len(truths)} names of inputs for {len(mass)} samples; give one, or one for each sample")
+    for name in truths:
+        if name not in maps:
+            raise MulticamError(f"there is no map of input {name!r}; there are: {', '.join(map(repr, maps))}")
+    named = torch.tensor([[name == true for name in names] for true in truths], device=mass.device)
+    own = mass[named]
+    return (own > 0) & (mass < own[:, None]).logical_or(named).all(1)
 
 
 def sparseness(maps: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:

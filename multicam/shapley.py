@@ -1,18 +1,21 @@
 """How much each input mattered: exact Shapley shares of the score, and what inputs did together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import factorial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from multicam.baselines import Baseline
 from multicam.errors import MulticamError, at_least_one
-from multicam.game import Game, Players
+from multicam.game import Game, Players, Scored
+from multicam.progress import progress
+from multicam.resampling import mean_interval
 from multicam.targets import OutputLike, TargetLike
 
 EXACT = 12  # players up to which all coalitions are tried
@@ -82,14 +85,8 @@ class Contribution:
             resamples: Of the bootstrap.
             seed: Of the bootstrap; the global random state is not used.
         """
-        if not 0 < confidence < 1:
-            raise MulticamError(f"confidence lies between 0 and 1, not {confidence!r}")
-        generator = torch.Generator().manual_seed(seed)
         b = len(self.shapley)
-        drawn = torch.randint(b, (at_least_one("resamples", resamples), b), generator=generator, device="cpu")
-        means = self.shapley[drawn].mean(1)
-        tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=means.dtype)
-        low, high = means.quantile(tails, dim=0)
+        low, high = mean_interval(self.shapley, confidence=confidence, resamples=resamples, seed=seed)
         spread = self.shapley.std(0) if b > 1 else torch.zeros_like(self.shapley[0])
         return Summary(self.players, b, self.shapley.mean(0), spread, low, high, self.shares.mean(0))
 
@@ -142,6 +139,7 @@ def contribution(
     references: Any = None,
     output: OutputLike = None,
     permutations: int = 100,
+    budget: int | None = None,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Contribution:
@@ -152,7 +150,7 @@ def contribution(
     `sum_S |S|! (k - |S| - 2)! / (k - 1)! (v(S + ij) - v(S + i) - v(S + j) + v(S))`, Grabisch and Roubens 1999.
 
     Up to 12 players all coalitions are tried; what depends on one player only, such as its encoder, runs twice however many
-    there are. Above, shares are means over random permutations and their reversals, with standard errors.
+    there are. Above, shares are means over random permutations and their reversals, with standard errors; or see `budget`.
 
     Args:
         model: Any module; it is not changed.
@@ -165,6 +163,8 @@ def contribution(
         references: Inputs with any number of other samples; a score is then the mean over them in the place of the baseline.
         output: As for `CAM`.
         permutations: How many random orders, each with its reversal, where there are more than 12 players.
+        budget: Instead of permutations, how many coalitions of each sample shapiq (an extra) tries and fits a regression to, which
+            gives interactions too and no error: KernelSHAP-IQ, Fumagalli et al. 2024, PMLR 235.
         batch_size: How many rows of the fusion run in one pass. It bounds the memory and does not change the result.
         seed: Of the permutations; the global random state is not used.
 
@@ -183,9 +183,16 @@ def contribution(
     game = Game(
         model, inputs, players, target, output=output, baseline=baseline, references=references, batch_size=batch_size
     )
+    return solved(game, permutations, budget, seed)
+
+
+def solved(game: Scored, permutations: int, budget: int | None, seed: int) -> Contribution:
+    """The shares of a game's players: exact up to 12 that matter, sampled above."""
     used = [i for i, is_used in enumerate(game.used) if is_used]
     names, k = tuple(game.players), len(game.used)
     if len(used) > EXACT:
+        if budget is not None:
+            return _regressed(game, names, used, at_least_one("budget", budget), seed)
         return _sampled(game, names, used, at_least_one("permutations", permutations), seed)
     coalitions = torch.zeros(2 ** len(used), k, dtype=torch.bool)
     coalitions[:, used] = torch.tensor(list(product([False, True], repeat=len(used)))).view(-1, len(used))
@@ -214,29 +221,66 @@ def _weighted(gains: Float[Tensor, "b *others"], taken: int) -> Float[Tensor, " 
     return gains.reshape(len(gains), -1) @ torch.tensor(weights, dtype=gains.dtype)
 
 
-def _sampled(game: Game, names: tuple[str, ...], used: Sequence[int], permutations: int, seed: int) -> Contribution:
+class _Ends:
+    """What every way of sampling shares: the scores of all and of none, of one player, and of all others."""
+
+    def __init__(self, game: Scored, used: Sequence[int]) -> None:
+        k = len(game.used)
+        everyone = torch.zeros(k, dtype=torch.bool)
+        everyone[list(used)] = True
+        alone = torch.eye(k, dtype=torch.bool) & everyone
+        ends = game(torch.cat([torch.zeros(1, k, dtype=torch.bool), everyone[None], alone, everyone & ~alone])).double()
+        self.nothing, self.scores = ends[:, 0], ends[:, 1]
+        self.single, self.without = ends[:, 2 : 2 + k] - self.nothing[:, None], self.scores[:, None] - ends[:, 2 + k :]
+
+
+def _sampled(game: Scored, names: tuple[str, ...], used: Sequence[int], permutations: int, seed: int) -> Contribution:
     """Shares over random orders, each followed by its reversal."""
     generator = torch.Generator().manual_seed(seed)
-    k, n = len(names), len(used)
-    everyone = torch.zeros(k, dtype=torch.bool)
-    everyone[list(used)] = True
-    single = torch.eye(k, dtype=torch.bool) & everyone
-    ends = game(torch.cat([torch.zeros(1, k, dtype=torch.bool), everyone[None], single, everyone & ~single])).double()
-    nothing, scores = ends[:, 0], ends[:, 1]
+    ends = _Ends(game, used)
     pairs = []
-    for _ in range(permutations):
-        order = [used[i] for i in torch.randperm(n, generator=generator, device="cpu").tolist()]
-        gains = torch.zeros(game.batch, k, dtype=torch.float64)
+    for _ in progress(range(permutations), permutations, "permutations"):
+        order = [used[i] for i in torch.randperm(len(used), generator=generator, device="cpu").tolist()]
+        gains = torch.zeros(game.batch, len(names), dtype=torch.float64)
         for ordered in (order, order[::-1]):
-            values = game(_growing(ordered, k)).double()
-            steps = torch.cat([nothing[:, None], values, scores[:, None]], 1).diff(dim=1)
+            values = game(_growing(ordered, len(names))).double()
+            steps = torch.cat([ends.nothing[:, None], values, ends.scores[:, None]], 1).diff(dim=1)
             gains[:, ordered] += steps / 2
         pairs.append(gains)
     every = torch.stack(pairs)
     error = every.std(0) / permutations**0.5 if permutations > 1 else torch.full_like(every[0], torch.nan)
-    alone, rest = ends[:, 2 : 2 + k] - nothing[:, None], scores[:, None] - ends[:, 2 + k :]
-    means, alone, rest, scores, nothing = (x.float() for x in (every.mean(0), alone, rest, scores, nothing))
-    return Contribution(names, means, alone, rest, scores, nothing, error=error.float())
+    found = (every.mean(0), ends.single, ends.without, ends.scores, ends.nothing)
+    return replace(Contribution(names, *(x.float() for x in found)), error=error.float())
+
+
+def _regressed(game: Scored, names: tuple[str, ...], used: Sequence[int], budget: int, seed: int) -> Contribution:
+    """Shares and interactions of the weighted regression that shapiq fits to random coalitions."""
+    try:
+        from shapiq import KernelSHAPIQ
+    except ImportError as error:
+        raise MulticamError('a budget of coalitions needs shapiq: pip install "multicam-torch[shapiq]"') from error
+    n, k = len(used), len(names)
+    fewest = 1 + n + n * (n - 1) // 2
+    if budget < fewest:
+        raise MulticamError(
+            f"{n} players have {fewest} shares and interactions: give a budget of at least as many, not {budget}"
+        )
+    ends = _Ends(game, used)
+    shapley = torch.zeros(game.batch, k, dtype=torch.float64)
+    interactions = torch.zeros(game.batch, k, k, dtype=torch.float64)
+
+    for sample in range(game.batch):
+
+        def value(chosen: Any, sample: int = sample) -> Any:
+            coalitions = torch.zeros(len(chosen), k, dtype=torch.bool)
+            coalitions[:, list(used)] = torch.from_numpy(chosen.astype(bool))
+            return game(coalitions, [sample])[0].double().numpy()
+
+        found = KernelSHAPIQ(n, max_order=2, index="SII", random_state=seed).approximate(budget, value)
+        shapley[sample, list(used)] = torch.from_numpy(found.get_n_order_values(1))
+        interactions[sample][np.ix_(used, used)] = torch.from_numpy(found.get_n_order_values(2))
+    sampled = (shapley, ends.single, ends.without, ends.scores, ends.nothing, interactions)
+    return Contribution(names, *(x.float() for x in sampled))
 
 
 def _growing(order: Sequence[int], k: int) -> Bool[Tensor, "n k"]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from inspect import getdoc, signature
 from math import prod
 from textwrap import fill
-from typing import Any
+from typing import Any, TypeVar
 
 from multicam.attributions import Attributions
 from multicam.cam import CAM
@@ -15,13 +15,19 @@ from multicam.errors import MulticamError, unknown
 from multicam.files import find_object, read_value
 from multicam.input_cam import InputCAM
 from multicam.layers import Layer
+from multicam.measures import METRICS
 from multicam.reshape import Reshape, as_it_is, channels_last, tokens
 from multicam.targets import Binary, ClassScore, Contrast, Probability, Regression, Target, TopClass
+
+T = TypeVar("T")
 
 TARGETS = ("top", "3", "3,1,0", "prob:3", "contrast:3,5", "binary", "binary:no", "regression", "regression:2")
 GRIDS = ("14x14", "14x14+1", "14x14@197", "14x14+1,sequence-first", "channels-last", "as-it-is")
 # The arguments of attributions whose values can be typed.
 OPTIONS = ("samples", "std", "seed", "steps", "baseline", "patch", "stride", "batch_size", "method")
+KINDS: tuple[type[CAM] | type[InputCAM], ...] = (*METHODS, *INPUT_METHODS)
+CAMS = {kind.__name__.lower(): kind for kind in KINDS}
+FUNCTIONS = {function.__name__.replace("_", ""): function for function in ATTRIBUTIONS}
 FIELDS = ("scores", "target")  # what the file of maps calls the rest of its contents
 
 
@@ -90,12 +96,7 @@ def read_method(text: str) -> type[CAM] | type[InputCAM]:
         >>> read_method("grad-cam++").__name__
         'GradCAMPlusPlus'
     """
-    known: tuple[type[CAM] | type[InputCAM], ...] = (*METHODS, *INPUT_METHODS)
-    methods = {method.__name__.lower(): method for method in known}
-    plain = re.sub(r"[-_ ]", "", text.lower()).replace("++", "plusplus")
-    if plain not in methods:
-        raise unknown("method", plain, methods)
-    return methods[plain]
+    return _named("method", text.replace("++", "plusplus"), CAMS)
 
 
 def read_attribution(text: str) -> Callable[..., Attributions]:
@@ -108,11 +109,54 @@ def read_attribution(text: str) -> Callable[..., Attributions]:
         >>> read_attribution("Guided-Backprop").__name__
         'guided_backprop'
     """
-    plain = re.sub(r"[-_ ]", "", text.lower())
-    known = {function.__name__.replace("_", ""): function for function in ATTRIBUTIONS}
-    if plain not in known:
-        raise unknown("method", plain, known)
-    return known[plain]
+    return _named("method", text, FUNCTIONS)
+
+
+def read_explanation(text: str) -> type[CAM] | type[InputCAM] | Callable[..., Attributions]:
+    """The method or function of attributions of that name, whatever its case, hyphens and underscores.
+
+    Raises:
+        MulticamError: If there is none.
+
+    Example:
+        >>> read_explanation("hires-cam").__name__, read_explanation("Integrated-Gradients").__name__
+        ('HiResCAM', 'integrated_gradients')
+    """
+    known: dict[str, type[CAM] | type[InputCAM] | Callable[..., Attributions]] = {**CAMS, **FUNCTIONS}
+    return _named("method", text.replace("++", "plusplus"), known)
+
+
+def read_metric(text: str) -> str:
+    """The name of a metric of `evaluate`, whatever its case, hyphens and underscores.
+
+    Raises:
+        MulticamError: If there is none.
+
+    Example:
+        >>> read_metric("Average-Drop")
+        'average drop'
+    """
+    return _named("metric", text, {name.replace(" ", ""): name for name in METRICS})
+
+
+def read_players(texts: Iterable[str]) -> dict[str, list[str]]:
+    """The players that `[LABEL=]NAME[,NAME…]` mean: names of inputs by label.
+
+    Raises:
+        MulticamError: If a label comes twice.
+
+    Example:
+        >>> read_players(["rgb", "text=ids,mask"])
+        {'rgb': ['rgb'], 'text': ['ids', 'mask']}
+    """
+    players: dict[str, list[str]] = {}
+    for text in texts:
+        label, _, names = text.rpartition("=")
+        label = label or names.replace(",", "+")
+        if label in players:
+            raise MulticamError(f"there are two players called {label!r}; --player LABEL={names} calls one otherwise")
+        players[label] = names.split(",")
+    return players
 
 
 def read_options(function: Callable[..., Attributions], options: Iterable[tuple[str, str]]) -> dict[str, Any]:
@@ -139,7 +183,7 @@ def describe_methods() -> str:
         >>> " ".join(describe_methods().splitlines()[0].split())
         'gradcam Grad-CAM: channels weighted by their spatially averaged gradient.'
     """
-    return _described({method.__name__.lower(): method for method in (*METHODS, *INPUT_METHODS)})
+    return _described(CAMS)
 
 
 def describe_attributions() -> str:
@@ -150,6 +194,13 @@ def describe_attributions() -> str:
         'gradient The gradient'
     """
     return _described({function.__name__: function for function in ATTRIBUTIONS})
+
+
+def _named(kind: str, text: str, known: Mapping[str, T]) -> T:
+    plain = re.sub(r"[-_ ]", "", text.lower())
+    if plain not in known:
+        raise unknown(kind, plain, known)
+    return known[plain]
 
 
 def _described(objects: Mapping[str, object]) -> str:

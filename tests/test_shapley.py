@@ -85,7 +85,7 @@ def test_a_fusion_is_the_definition_on_full_passes(base: Any) -> None:
     model, inputs = seeded(Fusion).eval(), fusion_inputs()
     found = contribution(model, inputs, 2, baseline=base)
     game = Game(model, inputs, baseline=base)
-    held = {name: rows[:, 0] for name, rows in game.references.items()}
+    held = {name: rows[:, 0].expand_as(inputs[name]) for name, rows in game.references.items()}
     values = naive(model, inputs, 2, held)
     torch.testing.assert_close(found.shapley, shapley(values, list(inputs)), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(found.scores, values[frozenset(inputs)])
@@ -116,7 +116,10 @@ def test_each_encoder_runs_on_its_input_and_its_baseline_only() -> None:
         encoder = getattr(model, name)
         encoder.register_forward_hook(lambda m, given, out, name=name: rows.update({name: len(given[0])}))
     contribution(model, inputs, 2)
-    # Two samples and two baselines, and a mixed row for the check; all eight coalitions of both would be 16 rows.
+    # Two samples, the baseline that both share, and a mixed row for the check; all eight coalitions of both would be 16 rows.
+    assert rows == dict.fromkeys(inputs, 3 + 1)
+    rows.clear()
+    contribution(model, inputs, 2, baseline="mean")  # each sample has its own
     assert rows == dict.fromkeys(inputs, 4 + 1)
 
 

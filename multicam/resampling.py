@@ -1,0 +1,44 @@
+"""How sure a mean over samples is."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from multicam.errors import MulticamError, at_least_one
+
+
+def mean_interval(
+    values: Float[Tensor, "n *k"], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[Float[Tensor, "*k"], Float[Tensor, "*k"]]:
+    """The ends of the interval in which the mean over `n` samples lies, by a percentile bootstrap over the samples.
+
+    All quantities are resampled together, so those of one sample stay together. Efron 1979; of one sample both ends are its value.
+
+    Args:
+        values: Any quantities `(*k)` of each sample.
+        confidence: Of the interval.
+        resamples: How often `n` samples are drawn, with replacement.
+        seed: Of the draws; the global random state is not used.
+
+    Raises:
+        MulticamError: If there is no such confidence, or no resample.
+
+    Example:
+        >>> low, high = mean_interval(torch.arange(100.0))
+        >>> 43 < low < 44, 55 < high < 56
+        (tensor(True), tensor(True))
+    """
+    if not 0 < confidence < 1:
+        raise MulticamError(f"confidence lies between 0 and 1, not {confidence!r}")
+    generator = torch.Generator().manual_seed(seed)
+    n = len(values)
+    # One at a time: the draws of all resamples would be a large tensor for a data set.
+    means = torch.stack(
+        [
+            values[torch.randint(n, (n,), generator=generator, device="cpu")].mean(0)
+            for _ in range(at_least_one("resamples", resamples))
+        ]
+    )
+    tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=means.dtype)
+    low, high = means.quantile(tails, dim=0)
+    return low, high
