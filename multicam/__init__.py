@@ -15,6 +15,7 @@ from multicam.covering import occlusion
 from multicam.dream import Dream, activation_maximization, deep_dream
 from multicam.dream_figures import dream_figure, history_figure
 from multicam.errors import MulticamError
+from multicam.explaining import explainer
 from multicam.faithfulness import Curve, Masked, deletion, insertion, road, seen_through
 from multicam.feature_figures import feature_sheet, kernel_sheet
 from multicam.features import Kernels, feature_maps, kernels
@@ -23,6 +24,7 @@ from multicam.flow import Flow, legrad, relevance, rollout
 from multicam.fullgrad import CompleteFullGrad, FullGrad
 from multicam.input_cam import InputCAM
 from multicam.inputs import Inputs
+from multicam.interactions import double_occlusion, second_order_gradient
 from multicam.layers import Layer
 from multicam.localization import agreement, complexity, energy_inside, names_input, pointing_game, sparseness
 from multicam.maps import Maps
@@ -48,6 +50,7 @@ from multicam.packing import Spec
 from multicam.panels import compare, panel
 from multicam.perturb import ISCAM, RISE, SSCAM, AblationCAM, ScoreCAM, SmoothGradCAMPlusPlus
 from multicam.record import Attention
+from multicam.regions import RegionContribution, region_contribution, superpixels
 from multicam.render import colorize, normalize, overlay
 from multicam.reshape import as_it_is, channels_last, stacked, tokens
 from multicam.saliency import deconvnet, gradient, guided_backprop, guided_gradcam, input_x_gradient
@@ -121,6 +124,7 @@ __all__ = [
     "QueryScore",
     "RandomCAM",
     "RefineCAM",
+    "RegionContribution",
     "Regression",
     "ScoreCAM",
     "SegEigenCAM",
@@ -150,10 +154,12 @@ __all__ = [
     "deconvnet",
     "deep_dream",
     "deletion",
+    "double_occlusion",
     "dream_figure",
     "energy_inside",
     "expected_gradients",
     "explain_methods",
+    "explainer",
     "factorize",
     "feature_maps",
     "feature_sheet",
@@ -180,14 +186,17 @@ __all__ = [
     "pointing_game",
     "query_figure",
     "record_attention",
+    "region_contribution",
     "relevance",
     "road",
     "rollout",
     "saliency_figure",
+    "second_order_gradient",
     "seen_through",
     "smoothgrad",
     "sparseness",
     "stacked",
+    "superpixels",
     "tokens",
     "vargrad",
 ]

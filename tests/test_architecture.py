@@ -60,6 +60,15 @@ FLOORS = [
         "covering",
         "game",
         "shapley",
+        "regions",
+        "interactions",
+        "explaining",
+        "resampling",
+        "robustness",
+        "randomization",
+        "measures",
+        "evaluation",
+        "ranking",
         "faithfulness",
         "localization",
         "contribution_figures",
@@ -97,13 +106,14 @@ FLOORS = [
         "cli",
         "cli_arguments",
         "cli_views",
+        "cli_answers",
         "__main__",
         "__init__",
     ],
 ]
 FILES = {path.stem: path for path in PACKAGE.glob("*.py")}
 # Imported only inside the function that needs them, so that `import multicam` needs none of them.
-OPTIONAL = {"matplotlib", "skimage", "sklearn", "safetensors", "tqdm", "PIL", "scipy", "captum"}
+OPTIONAL = {"matplotlib", "skimage", "sklearn", "safetensors", "tqdm", "PIL", "scipy", "captum", "shapiq"}
 HOOKS = {"layers", "module_calls", "recorder", "survey"}  # the only files that touch hooks
 
 
