@@ -1,221 +1,193 @@
-"""Does attention point at the evidence? A model of three inputs, trained until a class is written in one cell of one input.
+"""Which methods name the input that holds the evidence, and find its place? Evidence is planted in inputs made from real photos.
 
-The inputs are noise of 6 x 6 cells. In one cell of one input, drawn at random, stands one of four patterns: the class. A class token
-and the tokens of `rgb` read `freq` and `tex` by cross-attention. Where the evidence is, is therefore known; what is counted is how
-often a reading of the attention has its maximum there, in the three maps on their common scale.
-
-    python -m benchmarks.planted --seeds 5 --write docs/explanation/attention-is-evidence.md
+python -m benchmarks.planted --seeds 5 --write docs/explanation/planted-evidence.md
 """
 
 import argparse
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from benchmarks.command import mark, publish
-from benchmarks.tables import table
-from multicam import HiResCAM, Maps, attention, legrad, relevance, rollout
-from multicam.calls import AttentionCall
+from benchmarks.planted_data import (
+    CLASSES,
+    INPUTS,
+    Batch,
+    Samples,
+    companions,
+    crops,
+    planted,
+    standardised,
+    statistics,
+)
+from benchmarks.planted_methods import sources
+from benchmarks.planted_report import Key, Run, Scores, report
+from multicam import Maps, MulticamError
+from multicam.demo import PHOTOS
+from multicam.localization import energy_inside, names_input, pointing_game
+from multicam.shapley import Contribution
 
-INPUTS = ("rgb", "freq", "tex")
-SIDE, PATCH, CLASSES = 6, 4, 4
 MARK = mark("benchmarks.planted")
-Inputs = dict[str, Tensor]
+GRID = 8  # tokens along a side
+CHANNELS = {"rgb": 3, "frequency": 9, "texture": 1}
 
 
-class Block(nn.Module):
-    """Self-attention of the first stream, and its cross-attention to the two others."""
+@dataclass(frozen=True)
+class Size:
+    """How much to do: training crops and steps, held-out samples for all methods and for the slow ones, references."""
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
-        self.own = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.freq = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.tex = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+    crops: int = 2400
+    steps: int = 700
+    samples: int = 160
+    few: int = 24
+    references: int = 16
 
-    def forward(self, x: Tensor, freq: Tensor, tex: Tensor) -> Tensor:
-        """The tokens of the first stream `(b n c)`."""
-        own, to_freq, to_tex, mixed = self.norms
-        y = own(x)
-        x = x + self.own(y, y, y, need_weights=False)[0]
-        x = x + self.freq(to_freq(x), freq, freq, need_weights=False)[0]
-        x = x + self.tex(to_tex(x), tex, tex, need_weights=False)[0]
-        out: Tensor = x + self.mlp(mixed(x))
-        return out
+
+QUICK = Size(crops=240, steps=40, samples=24, few=4, references=4)
+
+
+def _block(inward: int, outward: int, kernel: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inward, outward, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outward),
+        nn.ReLU(inplace=True),
+    )
 
 
 class Reader(nn.Module):
-    """Class scores `(b 4)` from three images of 24 px."""
+    """Class scores `(b 4)`: a class token reads the 8 x 8 tokens of each of three inputs."""
 
-    def __init__(self, width: int = 48, heads: int = 4, depth: int = 2) -> None:
+    def __init__(self, width: int = 32, heads: int = 4) -> None:
         super().__init__()
-        self.embed = nn.ModuleDict({name: nn.Conv2d(1, width, PATCH, PATCH) for name in INPUTS})
-        self.deepen = nn.ModuleDict(
+        # The details of the photo are half its size.
+        strides = {"rgb": 4, "frequency": 2, "texture": 4}
+        self.encoders = nn.ModuleDict(
             {
-                name: nn.Sequential(
-                    nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-                )
+                name: nn.Sequential(_block(CHANNELS[name], 24, 5, strides[name]), _block(24, width, 3, 2))
                 for name in INPUTS
             }
         )
-        self.position = nn.Parameter(0.02 * torch.randn(1, SIDE * SIDE, width))
+        self.position = nn.Parameter(0.02 * torch.randn(1, GRID * GRID, width))
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, CLASSES)
+        self.reads = nn.ModuleDict({name: nn.MultiheadAttention(width, heads, batch_first=True) for name in INPUTS})
+        self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(inplace=True), nn.Linear(2 * width, CLASSES))
 
-    def forward(self, rgb: Tensor, freq: Tensor, tex: Tensor) -> Tensor:
+    def forward(self, rgb: Tensor, frequency: Tensor, texture: Tensor) -> Tensor:
         """The scores."""
-        tokens = {}
-        for name, image in zip(INPUTS, (rgb, freq, tex), strict=True):
-            x = rearrange(self.embed[name](image), "b c h w -> b (h w) c") + self.position
-            tokens[name] = x + self.deepen[name](x)
-        x = torch.cat([self.cls_token.expand(len(rgb), -1, -1), tokens["rgb"]], dim=1)
-        for block in self.blocks:
-            x = block(x, tokens["freq"], tokens["tex"])
-        scores: Tensor = self.head(self.norm(x)[:, 0])
+        images = zip(INPUTS, (rgb, frequency, texture), strict=True)
+        tokens = {name: self.encoders[name](image).flatten(2).mT for name, image in images}
+        stream = torch.cat([self.cls_token.expand(len(rgb), -1, -1), tokens["rgb"]], dim=1)
+        x = query = stream[:, :1]
+        for name, read in tokens.items():
+            x = x + self.reads[name](query, read + self.position, read, need_weights=False)[0]
+        scores: Tensor = self.head(x[:, 0])
         return scores
 
 
-def patterns() -> Tensor:
-    """The four patterns `(class 4 4)`: rows of a Hadamard matrix, so none is brighter than another."""
-    hadamard = torch.tensor([[1.0]])
-    for _ in range(4):
-        hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
-    return hadamard[[5, 6, 9, 10]].view(CLASSES, PATCH, PATCH)
-
-
-def draw(n: int, generator: Generator) -> tuple[Inputs, Tensor, Tensor, Tensor]:
-    """Inputs, classes, the input that each class is written in, and the cell."""
-    inputs = {name: torch.randn(n, 1, SIDE * PATCH, SIDE * PATCH, generator=generator) for name in INPUTS}
-    label = torch.randint(CLASSES, (n,), generator=generator)
-    where = torch.randint(len(INPUTS), (n,), generator=generator)
-    cell = torch.randint(SIDE * SIDE, (n,), generator=generator)
-    written = patterns()
-    for i in range(n):
-        row, column = divmod(int(cell[i]), SIDE)
-        part = inputs[INPUTS[int(where[i])]][i, 0]
-        part[row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH] += 2 * written[label[i]]
-    return inputs, label, where, cell
-
-
-def trained(seed: int, steps: int) -> tuple[nn.Module, float]:
-    """A model, and its accuracy on samples that it has not seen."""
+def trained(inputs: Batch, photos: Tensor, steps: int, seed: int) -> nn.Module:
+    """A model that has learned the classes, from evidence planted anew in every batch."""
     torch.manual_seed(seed)
     generator = Generator().manual_seed(1000 + seed)
     model = Reader()
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    optimizer = torch.optim.AdamW(model.parameters(), 4e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     for _ in range(steps):
-        inputs, label, _, _ = draw(128, generator)
-        loss = F.cross_entropy(model(**inputs), label)
+        rows = torch.randint(len(photos), (64,), generator=generator)
+        samples = planted({name: x[rows] for name, x in inputs.items()}, photos[rows], generator)
+        for i, name in enumerate(INPUTS):  # that an input is missing has to be nothing new
+            missing = (samples.where != i) & (torch.rand(len(rows), generator=generator) < 0.15)
+            samples.inputs[name][missing] = 0
+        loss = F.cross_entropy(model(**samples.inputs), samples.label)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    model.eval()
-    inputs, label, _, _ = draw(512, Generator().manual_seed(99))
+    return model.eval()
+
+
+def scored(found: Maps | Contribution, samples: Samples) -> Scores:
+    """What an explanation got right, sample by sample."""
+    n = len(samples.label)
+    named, hit, best, inside = (torch.zeros(n) for _ in range(4))
+    for i, name in enumerate(INPUTS):
+        here = samples.where == i
+        if not here.any():
+            continue
+        if isinstance(found, Contribution):
+            named[here] = (found.shapley[here].argmax(1) == found.players.index(name)).float()
+            continue
+        maps = {other: m[here] for other, m in found.items()}
+        region = samples.regions[name][here]
+        named[here] = names_input(maps, name).float()
+        hit[here] = pointing_game(maps[name], region).float()
+        inside[here] = energy_inside(maps[name], region)
+        others = torch.stack([maps[other].flatten(1).amax(1) for other in INPUTS if other != name]).amax(0)
+        best[here] = hit[here] * (maps[name].flatten(1).amax(1) > others)
+    if isinstance(found, Contribution):
+        return Scores(samples.photos, named)
+    return Scores(samples.photos, named, hit, inside, best, found.comparable)
+
+
+def run(seed: int, size: Size, group: str = "final") -> Run:
+    """Trains a model on the training photos and explains samples of those of another group."""
+    torch.set_num_threads(1)
+    generator = Generator().manual_seed(seed)
+    images, photos = crops("training", size.crops, generator)
+    inputs = companions(images)
+    known = statistics(inputs)
+    inputs = standardised(inputs, known)
+    model = trained(inputs, photos, size.steps, seed)
+    rows = torch.randperm(size.crops, generator=generator)[: size.references]
+    references = planted({name: x[rows] for name, x in inputs.items()}, photos[rows], generator).inputs
+    images, photos = crops(group, size.samples, generator)
+    samples = planted(standardised(companions(images), known), photos, generator)
     with torch.no_grad():
-        accuracy = (model(**inputs).argmax(1) == label).float().mean()
-    return model, float(accuracy)
-
-
-def readings(model: nn.Module, inputs: Inputs, label: Tensor) -> dict[str, dict[str, Tensor]]:
-    """Maps of the three inputs `(b 24 24)` by the way to read attention."""
-    att = attention(model, inputs, label.tolist())
-
-    def averaged(read: Callable[[AttentionCall, str], Tensor]) -> dict[str, Tensor]:
-        return {
-            name: torch.stack([read(call, name) for call in att if name in call.inputs()[1]]).mean(0) for name in INPUTS
-        }
-
-    def last(read: Callable[[AttentionCall, str], Tensor]) -> dict[str, Tensor]:
-        return {name: read([call for call in att if name in call.inputs()[1]][-1], name) for name in INPUTS}
-
-    g = Generator().manual_seed(0)
-    return {
-        "random": {name: torch.rand(len(label), SIDE, SIDE, generator=g) for name in INPUTS},
-        "attention of all queries, last layer": last(lambda call, name: call.heatmap(name)),
-        "attention of all queries, mean over layers": averaged(lambda call, name: call.heatmap(name)),
-        "attention of the class token, last layer": last(lambda call, name: call.heatmap(name, "cls")),
-        "attention of the class token, mean over layers": averaged(lambda call, name: call.heatmap(name, "cls")),
-        "gradient x attention, all queries": averaged(lambda call, name: call.heatmap(name, value="grad*weights")),
-        "gradient x attention, class token": averaged(
-            lambda call, name: call.heatmap(name, "cls", value="grad*weights")
-        ),
-        "rollout": rollout(att).maps(query="cls"),
-        "relevance, one matrix": relevance(att, "block").maps(query="cls"),
-        "relevance, Chefer's rules": relevance(att, "chefer").maps(query="cls"),
-        "LeGrad": legrad(att),
-        "HiResCAM of the embeddings (no attention)": _cam(model, inputs, label),
-    }
-
-
-def _cam(model: nn.Module, inputs: Inputs, label: Tensor) -> Maps:
-    maps = HiResCAM(model, {name: f"embed.{name}" for name in INPUTS})(inputs, label.tolist())
-    assert isinstance(maps, Maps)
-    return maps
-
-
-def hits(maps: dict[str, Tensor], where: Tensor, cell: Tensor) -> tuple[float, float, float]:
-    """How often the maximum lies in the cell: of the right input's map; of all three; and how often the right input has most."""
-    grids = torch.stack([F.adaptive_avg_pool2d(maps[name][:, None], SIDE)[:, 0].flatten(1) for name in INPUTS], 1)
-    rows = torch.arange(len(where))
-    within = (grids[rows, where].argmax(1) == cell).float().mean()
-    overall = (grids.flatten(1).argmax(1) == where * SIDE * SIDE + cell).float().mean()
-    named = (grids.clamp(min=0).sum(2).argmax(1) == where).float().mean()
-    return float(within), float(overall), float(named)
-
-
-def report(seeds: int, steps: int, samples: int) -> str:
-    """The table, with means and standard deviations over the seeds."""
-    began = time.perf_counter()
-    found: dict[str, list[tuple[float, float, float]]] = {}
-    accuracies = []
-    for seed in range(seeds):
-        model, accuracy = trained(seed, steps)
-        accuracies.append(accuracy)
-        inputs, label, where, cell = draw(samples, Generator().manual_seed(7 + seed))
+        right = model(**samples.inputs).argmax(1) == samples.label
+    scores: dict[Key, Scores] = {}
+    refused = {}
+    for source in sources(references):
+        given = samples.first(size.few) if source.slow else samples
         with warnings.catch_warnings():
+            # Empty maps are a result here.
             warnings.simplefilter("ignore")
-            for name, maps in readings(model, inputs, label).items():
-                found.setdefault(name, []).append(hits(maps, where, cell))
-    rows = []
-    for name, values in found.items():
-        mean, spread = np.mean(values, 0), np.std(values, 0)
-        rows.append([name, *(f"{m:.2f} ± {s:.2f}" for m, s in zip(mean, spread, strict=True))])
-    chance = 1 / (SIDE * SIDE)
-    rows.append(["uniform (by chance)", f"{chance:.2f}", f"{chance / 3:.2f}", "0.33"])
-    head = [
-        "reading",
-        "peak in the cell, on the right input",
-        "peak in the cell, of all inputs",
-        "most on the right input",
-    ]
-    where_from = (
-        f"{seeds} seeds, {samples} held-out samples each; accuracy of the models {min(accuracies):.3f} to {max(accuracies):.3f} "
-        f"(chance {1 / CLASSES:.2f}); ± is the standard deviation over seeds; {(time.perf_counter() - began) / 60:.1f} minutes."
-    )
-    return f"{where_from}\n\n{table(head, rows)}"
+            try:
+                found = source.make(model, given)
+            except MulticamError as error:
+                refused[source.name] = str(error)
+                continue
+        scores |= {(source.whose, name): scored(each, given) for name, each in found.items()}
+    return Run(right, scores, refused)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table, or write it into a page."""
+    """Print the tables, or write them into a page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planted", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300, help="of training")
-    parser.add_argument("--samples", type=int, default=200, help="held-out samples of each seed")
+    parser.add_argument("--seeds", type=int, default=5, help="models (%(default)s)")
+    parser.add_argument("--photos", choices=("tuning", "final"), default="final", help="held-out photos (%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread (%(default)s)")
+    parser.add_argument(
+        "--quick", action="store_true", help="one model that learns nothing, to see that everything runs"
+    )
     parser.add_argument("--write", type=Path, metavar="PAGE", help="a page whose results to replace")
     given = parser.parse_args(arguments)
-    publish(report(given.seeds, given.steps, given.samples), given.write, MARK)
+    began = time.perf_counter()
+    seeds, size = (1, QUICK) if given.quick else (given.seeds, Size())
+    with ProcessPoolExecutor(min(given.workers, seeds), mp_context=get_context("spawn")) as pool:
+        runs = list(pool.map(run, range(seeds), [size] * seeds, [given.photos] * seeds))
+    where = (
+        f"{seeds} models, each with {size.samples} samples from {len(PHOTOS[given.photos])} held-out photos ({size.few} for slow "
+        f"methods); {(time.perf_counter() - began) / 60:.1f} minutes in {given.workers} processes of one thread. "
+        "± is the standard deviation over models; intervals draw models and photos."
+    )
+    publish(report(runs, where), given.write, MARK)
 
 
 if __name__ == "__main__":

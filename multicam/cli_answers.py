@@ -165,9 +165,8 @@ def _contribution(args: argparse.Namespace) -> None:
 
 
 def _table(found: "multicam.shapley.Contribution") -> str:
-    """The summary, and behind it the shares of each sample if there are several, but not many."""
-    samples = len(found.scores)
-    if not 1 < samples <= SAMPLES:
+    """The summary, and behind it the shares of each sample if there are not many."""
+    if len(found.scores) > SAMPLES:
         return repr(found)
     lines = [["sample", "score", "nothing", *found.players]]
     for i, (score, nothing) in enumerate(zip(found.scores.tolist(), found.nothing.tolist(), strict=True)):

@@ -11,8 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from multicam.baselines import Baseline
+from multicam.cam import CAM
 from multicam.errors import MulticamError, at_least_one, unknown
 from multicam.explaining import Explain, explained_maps
+from multicam.input_cam import InputCAM
 from multicam.inputs import Inputs
 from multicam.measures import METRICS, Explained, Metric
 from multicam.progress import progress
@@ -30,6 +32,10 @@ class Batch:
         target: What is explained, as for the call of a `CAM`; None: the class that the model chooses for each sample.
         regions: Where the evidence is known to be: masks `(b h w)` by input, each of its input's size, or one for the only image
             input. Of a sample whose evidence lies in one input, the masks of the others are empty, or left out.
+
+    Example:
+        >>> inputs = {"rgb": torch.rand(2, 3, 8, 8), "depth": torch.rand(2, 1, 4, 4)}
+        >>> batch = Batch(inputs, target=3, regions={"depth": torch.ones(2, 4, 4, dtype=torch.bool)})
     """
 
     inputs: Any
@@ -167,7 +173,7 @@ def _refuse_other_methods(methods: Mapping[str, Explain]) -> None:
     if not isinstance(methods, Mapping) or not methods:
         raise MulticamError(f"give methods by name, as in {{'gradient': gradient}}, not {methods!r}")
     for label, explain in methods.items():
-        if isinstance(explain, type) or not callable(explain):
+        if isinstance(explain, type | CAM | InputCAM) or not callable(explain):
             raise MulticamError(
                 f"the method {label!r} is a function of model, inputs and target, not {explain!r}; explainer(GradCAM, layers) makes one "
                 "of a class"

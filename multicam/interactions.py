@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from multicam.attributions import Attributions
 from multicam.baselines import Baseline, baselines
 from multicam.covering import Sides, occlusion
-from multicam.errors import MulticamError, unknown
+from multicam.errors import MulticamError
 from multicam.inputs import Inputs, wide
+from multicam.regions import placed
 from multicam.saliency import explained, gradient, times
 from multicam.targets import OutputLike, TargetLike
 from multicam.trace import Trace
 
-Region = Tensor | tuple[slice, ...]
+Region = Tensor | slice | tuple[slice, ...]
 
 
 def double_occlusion(
@@ -42,7 +43,7 @@ def double_occlusion(
         model: Any module; it is not changed.
         inputs: What it takes, see `Inputs.of`.
         region: By the name of its input, a mask `(h w)` or `(b h w)`, or slices of rows and columns, as `numpy.s_[8:16, 0:8]`
-            makes them; of several inputs, all are one region.
+            makes them (a signal's last axis has one); of several inputs, all are one region.
         target: As for the call of a `CAM`; a top class is that of the unchanged inputs.
         patch: As for `occlusion`.
         stride: As for `occlusion`.
@@ -146,9 +147,7 @@ def _both(
     if not isinstance(region, Mapping) or not region:
         raise MulticamError(f"a region is given by the name of its input, as {{'rgb': mask}}, not {region!r}")
     where = {call.name(str(name)): part for name, part in region.items()}
-    for name in where:
-        if name not in call.images:
-            raise unknown("image input", name, call.images)
+    masks = {name: _mask(name, call.leaves[name], placed(call, name)[1], part) for name, part in where.items()}
     names = explained(model, inputs, wrt, need_floating=need_floating)
     if wrt is None:
         names = {name: full for name, full in names.items() if full not in where}
@@ -161,25 +160,22 @@ def _both(
             f"there is no image input to map besides those of the region, {', '.join(map(repr, where))}"
         )
     known = baselines(call, [*where, *names.values()], baseline)
-    covered = {
-        name: torch.where(_mask(name, call.leaves[name], part), known[name], call.leaves[name])
-        for name, part in where.items()
-    }
+    covered = {name: torch.where(mask, known[name], call.leaves[name]) for name, mask in masks.items()}
     return trace, {name: known[full] for name, full in names.items()}, call.replace(covered)
 
 
-def _mask(name: str, leaf: Tensor, part: Region) -> Bool[Tensor, "..."]:
+def _mask(name: str, leaf: Tensor, places: tuple[int, ...], part: Region) -> Bool[Tensor, "..."]:
     """The region as a mask that goes with its input."""
-    places = tuple(leaf.shape[-2:] if leaf.ndim > 3 else leaf.shape[-1:])
-    if isinstance(part, tuple) and len(part) == len(places) and all(isinstance(along, slice) for along in part):
+    along = (part,) if isinstance(part, slice) else part
+    if isinstance(along, tuple) and len(along) == len(places) and all(isinstance(each, slice) for each in along):
         mask = torch.zeros(places, dtype=torch.bool)
-        mask[part] = True
+        mask[along] = True
     elif isinstance(part, Tensor) and part.dtype == torch.bool and tuple(part.shape) in (places, (len(leaf), *places)):
         mask = part
     else:
         shown = f"{part.dtype} {tuple(part.shape)}" if isinstance(part, Tensor) else repr(part)
         raise MulticamError(
-            f"the region of input {name!r} {tuple(leaf.shape)} is a mask {places} or {(len(leaf), *places)}, or {len(places)} slices, "
+            f"the region of input {name!r} {tuple(leaf.shape)} is a boolean mask {places} or {(len(leaf), *places)}, or {len(places)} slices, "
             f"not {shown}"
         )
     if not mask.any():

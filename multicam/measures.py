@@ -182,7 +182,8 @@ def _over_inputs(measure: Callable[[Explained], Tensor]) -> Callable[[Explained]
     """The measure, without meaning where maps of several inputs do not compare."""
 
     def measured(e: Explained) -> Tensor:
-        return measure(e) if e.compares else torch.full((e.inputs.batch,), torch.nan)
+        values = measure(e).float()
+        return values if e.compares else torch.full_like(values, torch.nan)
 
     return measured
 

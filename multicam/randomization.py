@@ -181,8 +181,9 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def _stages(model: nn.Module, call: Inputs, within: str | Sequence[str] | None) -> list[Stage]:
-    several = isinstance(within, Sequence) and not isinstance(within, str)
-    roots = [""] if within is None else list(within) if several else [within]
+    roots: Sequence[str] = ("",) if within is None else (within,) if isinstance(within, str) else within
+    if not isinstance(roots, Sequence):  # callers without a type checker
+        raise MulticamError(f"within=… takes the paths of modules, such as 'encoder.rgb', not a {type(roots).__name__}")
     inside = {id(module) for root in roots for module in find_module(model, root).modules()}
     last = {_path(info.path): i for i, info in enumerate(list_layers(model, call))}
 

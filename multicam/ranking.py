@@ -65,8 +65,8 @@ class Comparison:
         best = self.first if (self.mean > 0) == (self.better == "up") else self.second
         verdict = f"{best} is better" if self.sure else "either may be better"
         return (
-            f"{self.metric}{ARROWS[self.better]} of {self.first} less that of {self.second}: {self.mean:.3g} ({self.low:.3g} to "
-            f"{self.high:.3g}), {self.first} better on {self.wins:.0%} of {self.samples} samples: {verdict}"
+            f"{self.metric}{ARROWS[self.better]}, {self.first} less {self.second}: {self.mean:.3g} ({self.low:.3g} to "
+            f"{self.high:.3g}), better on {self.wins:.0%} of {self.samples} samples; {verdict}"
         )
 
 
@@ -78,6 +78,17 @@ class Evaluation:
         values: By method and metric, a number for each sample `(n)`; NaN where it has no meaning.
         better: Which direction of each metric is better.
         apart: The methods whose maps of several inputs do not compare.
+
+    Example:
+        >>> values = {"a": {"energy": torch.tensor([0.5, 0.7])}, "b": {"energy": torch.tensor([0.1, 0.4])}}
+        >>> found = Evaluation(values, {"energy": "up"}, frozenset())
+        >>> found
+                    energy ↑
+        a  0.6 (0.5 to 0.7) *
+        b  0.25 (0.1 to 0.4)
+        2 samples, * the best
+        >>> found.compare("a", "b", "energy")
+        energy ↑, a less b: 0.35 (0.3 to 0.4), better on 100% of 2 samples; a is better
     """
 
     values: Mapping[str, Mapping[str, Float[Tensor, " n"]]]

@@ -6,11 +6,11 @@ from itertools import product
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor, nn
 
 from multicam.baselines import Baseline
-from multicam.errors import MulticamError, at_least_one, unknown
+from multicam.errors import MulticamError, at_least_one, number, unknown
 from multicam.game import Game, Scored
 from multicam.inputs import Inputs
 from multicam.layers import unwrapped
@@ -48,7 +48,7 @@ class RegionContribution:
         """
         maps = {}
         for name, labels in self.labels.items():
-            shares = self._of(name)
+            shares = self._of(name).to(labels.device)
             sizes = torch.stack([(labels == i).flatten(1).sum(1) for i in range(shares.shape[1])], 1)
             density = shares / sizes.clamp(min=1) * labels[0].numel()
             flat = density.gather(1, labels.flatten(1).clamp(min=0)).where(labels.flatten(1) >= 0, 0)
@@ -116,7 +116,8 @@ def region_contribution(
         target: As for `contribution`.
         regions: How an input is cut along its last two axes (a signal's last one): into a grid of n x n, or of (rows, columns);
             or the number of each place's region as a tensor of integers `(h w)` or `(b h w)`, such as `superpixels` gives, -1 for
-            places that always stay. For every image input, or by name: then inputs without an entry stay as they are.
+            places that always stay. For every image input, or by name: then inputs without an entry stay as they are, and
+            signals `(b c l)`, rows of numbers and token ids `(b l)` can be cut too.
         baseline: As for `contribution`.
         references: As for `contribution`.
         output: As for `contribution`.
@@ -136,12 +137,14 @@ def region_contribution(
     """
     call = Inputs.of(inputs).bind(unwrapped(model)).own()
     cuts = regions if isinstance(regions, Mapping) else dict.fromkeys(call.images, regions)
+    if not cuts:
+        raise MulticamError(
+            f"there is no image input to cut in {call!r}; name other inputs, as in regions={{'audio': 8}}"
+        )
     labels = {}
     for short, cut in cuts.items():
-        name = call.name(str(short))
-        if name not in call.images:
-            raise unknown("image input", name, call.images)
-        labels[name] = _labels(name, call.leaves[name], cut)
+        name, places = placed(call, str(short))
+        labels[name] = _labels(name, call.leaves[name], places, cut)
     whole = Game(model, call, list(labels), target, output=output, baseline=baseline, references=references)
     for name in labels:
         if name not in whole.references:
@@ -151,7 +154,7 @@ def region_contribution(
 
 
 def superpixels(
-    images: Float[Tensor, "b c h w"], count: int = 50, *, compactness: float = 10.0
+    images: Real[Tensor, "b c h w"], count: int = 50, *, compactness: float = 10.0
 ) -> Int[Tensor, "b h w"]:
     """The number of the superpixel that each pixel belongs to: regions that follow the edges of the image.
 
@@ -163,7 +166,7 @@ def superpixels(
         compactness: How much nearness counts against likeness: high values make squares.
 
     Raises:
-        MulticamError: If scikit-image is missing, or the images are no images.
+        MulticamError: If scikit-image is missing, or the images, `count` or `compactness` are none.
 
     Example:
         >>> superpixels(torch.rand(2, 3, 32, 32), 9).shape
@@ -173,8 +176,12 @@ def superpixels(
         from skimage.segmentation import slic
     except ImportError as error:
         raise MulticamError("superpixels need scikit-image: pip install scikit-image") from error
-    if images.ndim != 4 or not torch.isfinite(images).all():
-        raise MulticamError(f"superpixels are of finite images (b c h w), not of {tuple(images.shape)}")
+    if images.ndim != 4 or not len(images):
+        raise MulticamError(f"superpixels are of images (b c h w), not of {tuple(images.shape)}")
+    if not torch.isfinite(images).all():
+        raise MulticamError("superpixels need finite numbers, and the images hold others")
+    if number("compactness", compactness) <= 0:
+        raise MulticamError(f"compactness is above zero, not {compactness}")
     lowest, highest = images.detach().float().amin((1, 2, 3), True), images.detach().float().amax((1, 2, 3), True)
     scaled = (images.detach().float() - lowest) / (highest - lowest).where(highest > lowest, 1)
     found = [
@@ -254,8 +261,21 @@ def _players(labels: Mapping[str, Tensor]) -> list[tuple[str, int]]:
     return [(name, region) for name, each in labels.items() for region in range(int(each.max()) + 1)]
 
 
-def _labels(name: str, leaf: Tensor, cut: Cut) -> Int[Tensor, "b *places"]:
-    places = tuple(leaf.shape[-2:] if leaf.ndim > 3 else leaf.shape[-1:])
+def placed(call: Inputs, short: str) -> tuple[str, tuple[int, ...]]:
+    """The full name of an input, and its size along the axes that regions lie in: its last two, a signal's last one.
+
+    Raises:
+        MulticamError: If it has none for each sample.
+    """
+    name = call.name(short)
+    having = {other: leaf for other, leaf in call.batched.items() if leaf.ndim > 1}
+    if name not in having:
+        raise unknown("input with places for each sample", name, having)
+    shape = having[name].shape
+    return name, tuple(shape[-2:] if len(shape) > 3 else shape[-1:])
+
+
+def _labels(name: str, leaf: Tensor, places: tuple[int, ...], cut: Cut) -> Int[Tensor, "b *places"]:
     if isinstance(cut, Tensor):
         if cut.is_floating_point() or tuple(cut.shape) not in (places, (len(leaf), *places)):
             raise MulticamError(
@@ -264,8 +284,8 @@ def _labels(name: str, leaf: Tensor, cut: Cut) -> Int[Tensor, "b *places"]:
             )
         if cut.dtype == torch.bool or int(cut.min()) < -1 or int(cut.max()) < 0:
             raise MulticamError(f"the regions of input {name!r} are counted from 0, and -1 is of none")
-        return cut.long().expand(len(leaf), *places).to(leaf.device)
-    counts = [cut] * len(places) if isinstance(cut, int) else list(cut)
+        return cut.long().clone().expand(len(leaf), *places).to(leaf.device)
+    counts = list(cut) if isinstance(cut, Sequence) else [cut] * len(places)
     if len(counts) != len(places) or not all(
         isinstance(n, int) and 1 <= n <= side for n, side in zip(counts, places, strict=True)
     ):

@@ -39,6 +39,6 @@ def mean_interval(
             for _ in range(at_least_one("resamples", resamples))
         ]
     )
-    tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=means.dtype)
+    tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=means.dtype, device=means.device)
     low, high = means.quantile(tails, dim=0)
     return low, high

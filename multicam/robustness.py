@@ -59,7 +59,7 @@ class Infidelity:
 
     @property
     def correlation(self) -> Float[Tensor, " b"]:
-        """Pearson's correlation of the two, the faithfulness correlation of Bhatt et al. 2020, arXiv:2005.00631, section 3.2.
+        """Pearson's correlation of the two, the faithfulness correlation of Bhatt et al. 2020, arXiv:2005.00631.
 
         Zero where either is the same for all perturbations.
 

@@ -211,7 +211,7 @@ def test_further_benchmarks_judge_their_goals(
 
 
 def test_a_planted_cell_is_found_where_it_was_planted(benchmarks: ModuleType) -> None:
-    planted = importlib.import_module("benchmarks.planted")
+    planted = importlib.import_module("benchmarks.planted_cells")
     inputs, label, where, cell = planted.draw(12, torch.Generator().manual_seed(0))
     patterns = planted.patterns()
     assert torch.equal(patterns.flatten(1) @ patterns.flatten(1).T, 16 * torch.eye(planted.CLASSES))

@@ -150,3 +150,56 @@ def test_a_curve_says_what_it_is() -> None:
 def test_maps_that_do_not_fit(maps: Tensor | dict[str, Tensor], message: str) -> None:
     with pytest.raises(MulticamError, match=message):
         deletion(seeded(Fusion), fusion_inputs(size=16), maps, 0)
+
+
+# What is wrong or easily taken for wrong elsewhere
+
+
+def test_road_takes_all_channels_of_a_place() -> None:
+    """Quantus 0.6.0 counts places over channels as well, so ROAD of images with three channels fails."""
+    image = torch.stack([torch.arange(9.0), torch.ones(9), -torch.arange(9.0)]).view(1, 3, 3, 3).contiguous()
+    image[0, :, 1, 1] = 100
+    map = torch.zeros(1, 3, 3)
+    map[0, 1, 1] = 1
+    # Each channel of the one place becomes the mean of its neighbours: 4, 1 and -4.
+    curve = road(Sum(), image, map, 0, steps=9, noise=0.0)
+    assert curve.scores[0, :2].tolist() == pytest.approx([300 + 32 + 8 - 32, 36 + 9 - 36], rel=1e-6)
+    assert curve.scores[0, -1].item() == pytest.approx(300 + 8, rel=1e-6)  # the mean colours
+
+
+def test_deletion_is_the_pixel_flipping_of_quantus() -> None:
+    """Of Quantus 0.6.0, `PixelFlipping(features_in_step=4, perturb_baseline=0.0, abs=False, normalise=False)` with `softmax=False`."""
+    x, map = torch.sin(torch.arange(32.0)).view(2, 1, 4, 4), torch.cos(3 * torch.arange(32.0)).view(2, 4, 4)
+    found = deletion(Squares(), x, map, 0, steps=4).scores[:, 1:]
+    expected = torch.tensor([[6.392394, 4.518191, 2.079155, 0.0], [6.374179, 3.931582, 2.235115, 0.0]])
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
+
+
+class Squares(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square().sum((1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize("measure", [deletion, insertion, road], ids=["deletion", "insertion", "road"])
+def test_every_sample_counts_and_its_place_does_not(measure) -> None:
+    """Quantus's ROAD reports the first batch for all: with as many samples as three batches, two in three do not count."""
+    model, x, map = seeded(Conv).eval(), torch.rand(3, 3, 8, 8), torch.rand(3, 8, 8)
+    whole = measure(model, x, map, 1, steps=6).scores
+    assert len({tuple(row) for row in whole.tolist()}) == 3
+    torch.testing.assert_close(measure(model, x, map, 1, steps=6, batch_size=2).scores, whole)
+    torch.testing.assert_close(measure(model, x.flip(0), map.flip(0), 1, steps=6).scores, whole.flip(0))
+    each = torch.cat([measure(model, x[i : i + 1], map[i : i + 1], 1, steps=6).scores for i in range(3)])
+    torch.testing.assert_close(each, whole)
+
+
+def test_a_sample_is_masked_by_its_own_map_alone() -> None:
+    x, map = torch.rand(3, 1, 8, 8), torch.rand(3, 8, 8)
+    whole = seen_through(Sum(), x, map, 0)
+    each = torch.cat([seen_through(Sum(), x[i : i + 1], map[i : i + 1], 0).masked for i in range(3)])
+    torch.testing.assert_close(each, whole.masked)
+    torch.testing.assert_close(seen_through(Sum(), x.flip(0), map.flip(0), 0).drop, whole.drop.flip(0))
+
+
+def test_insertion_by_hand_onto_a_mean() -> None:
+    found = insertion(Squares(), X, X[:, 0], 0, steps=2, baseline="mean")
+    assert found.scores.tolist() == [[4 * 2.5**2, 16 + 9 + 2 * 2.5**2, 30.0]]

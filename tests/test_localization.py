@@ -1,5 +1,7 @@
 """Measures of maps against values by hand, and SciPy."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -74,3 +76,35 @@ def test_agreement_is_scipys(values: list[int], seed: int) -> None:
 def test_maps_of_two_shapes_cannot_agree() -> None:
     with pytest.raises(MulticamError, match="maps of one shape can agree"):
         agreement(MAP, MAP[:, :1])
+
+
+def test_sparseness_and_complexity_by_hand() -> None:
+    values = torch.tensor([[[1.0, -2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    assert sparseness(values).tolist() == pytest.approx([2 * (1 + 4 + 9 + 16) / (4 * 10) - 5 / 4, 0.0])
+    shares = [0.1, 0.2, 0.3, 0.4]
+    assert complexity(values).tolist() == pytest.approx([-sum(p * math.log(p) for p in shares), 0.0])
+
+
+def test_quantus_finds_the_same() -> None:
+    """The numbers of Quantus 0.6.0 for whole regions, with `abs=False, normalise=False` and the absolute or positive values given."""
+    maps = torch.cos(3 * torch.arange(32.0)).view(2, 4, 4)
+    left = torch.zeros(2, 4, 4, dtype=torch.bool)
+    left[..., :2] = True
+    assert sparseness(maps).tolist() == pytest.approx([0.331376, 0.139324], abs=1e-5)  # Sparseness
+    assert complexity(maps).tolist() == pytest.approx([2.575331, 2.736205], abs=1e-5)  # Complexity
+    assert pointing_game(maps, left).tolist() == [True, False]  # PointingGame
+    assert energy_inside(maps, left).tolist() == pytest.approx([0.524264, 0.518703], abs=1e-5)  # RelevanceMassAccuracy
+
+
+def test_measures_are_the_same_in_any_batch() -> None:
+    g = torch.Generator().manual_seed(0)
+    maps, others = torch.randn(4, 6, 6, generator=g), torch.randn(4, 6, 6, generator=g)
+    regions = torch.rand(4, 6, 6, generator=g) > 0.5
+    for found in (
+        lambda s: pointing_game(maps[s], regions[s]),
+        lambda s: energy_inside(maps[s], regions[s]),
+        lambda s: sparseness(maps[s]),
+        lambda s: complexity(maps[s]),
+        lambda s: agreement(maps[s], others[s]),
+    ):
+        torch.testing.assert_close(torch.cat([found([i]) for i in (2, 0, 3, 1)]), found([2, 0, 3, 1]))
