@@ -15,6 +15,7 @@ from multicam.covering import occlusion
 from multicam.dream import Dream, activation_maximization, deep_dream
 from multicam.dream_figures import dream_figure, history_figure
 from multicam.errors import MulticamError
+from multicam.evaluation import Batch, evaluate
 from multicam.explaining import explainer
 from multicam.faithfulness import Curve, Masked, deletion, insertion, road, seen_through
 from multicam.feature_figures import feature_sheet, kernel_sheet
@@ -28,6 +29,7 @@ from multicam.interactions import double_occlusion, second_order_gradient
 from multicam.layers import Layer
 from multicam.localization import agreement, complexity, energy_inside, names_input, pointing_game, sparseness
 from multicam.maps import Maps
+from multicam.measures import Explained, Metric
 from multicam.methods import (
     FEM,
     KPCACAM,
@@ -49,10 +51,13 @@ from multicam.modalities import MODALITIES
 from multicam.packing import Spec
 from multicam.panels import compare, panel
 from multicam.perturb import ISCAM, RISE, SSCAM, AblationCAM, ScoreCAM, SmoothGradCAMPlusPlus
+from multicam.randomization import Randomization, branch_of, parameter_randomization
+from multicam.ranking import Comparison, Evaluation
 from multicam.record import Attention
 from multicam.regions import RegionContribution, region_contribution, superpixels
 from multicam.render import colorize, normalize, overlay
 from multicam.reshape import as_it_is, channels_last, stacked, tokens
+from multicam.robustness import Infidelity, infidelity, sensitivity
 from multicam.saliency import deconvnet, gradient, guided_backprop, guided_gradcam, input_x_gradient
 from multicam.saliency_figures import saliency_figure
 from multicam.sess import SESS
@@ -89,10 +94,12 @@ __all__ = [
     "AttentionCall",
     "Attributions",
     "Augmented",
+    "Batch",
     "Between",
     "Binary",
     "BoxScore",
     "ClassScore",
+    "Comparison",
     "CompleteFullGrad",
     "Concepts",
     "Contrast",
@@ -102,6 +109,8 @@ __all__ = [
     "EigenCAM",
     "EigenGradCAM",
     "EigenSmoothed",
+    "Evaluation",
+    "Explained",
     "FinerCAM",
     "Flow",
     "FullGrad",
@@ -109,6 +118,7 @@ __all__ = [
     "GradCAMElementWise",
     "GradCAMPlusPlus",
     "HiResCAM",
+    "Infidelity",
     "InputCAM",
     "Inputs",
     "Kernels",
@@ -116,6 +126,7 @@ __all__ = [
     "LayerCAM",
     "Maps",
     "Masked",
+    "Metric",
     "MulticamError",
     "OriginalCAM",
     "PackedModel",
@@ -123,6 +134,7 @@ __all__ = [
     "Probability",
     "QueryScore",
     "RandomCAM",
+    "Randomization",
     "RefineCAM",
     "RegionContribution",
     "Regression",
@@ -144,6 +156,7 @@ __all__ = [
     "agreement",
     "as_it_is",
     "attention",
+    "branch_of",
     "captum_attribution",
     "channels_last",
     "colorize",
@@ -157,6 +170,7 @@ __all__ = [
     "double_occlusion",
     "dream_figure",
     "energy_inside",
+    "evaluate",
     "expected_gradients",
     "explain_methods",
     "explainer",
@@ -171,6 +185,7 @@ __all__ = [
     "guided_gradcam",
     "head_sheet",
     "history_figure",
+    "infidelity",
     "input_x_gradient",
     "insertion",
     "integrated_gradients",
@@ -183,6 +198,7 @@ __all__ = [
     "occlusion",
     "overlay",
     "panel",
+    "parameter_randomization",
     "pointing_game",
     "query_figure",
     "record_attention",
@@ -193,6 +209,7 @@ __all__ = [
     "saliency_figure",
     "second_order_gradient",
     "seen_through",
+    "sensitivity",
     "smoothgrad",
     "sparseness",
     "stacked",

@@ -156,10 +156,11 @@ def evaluate(
 
 
 def _metrics(metrics: Sequence[str | Metric]) -> tuple[Metric, ...]:
+    given = [metrics] if isinstance(metrics, str | Metric) else metrics
+    if not isinstance(given, Sequence) or not all(isinstance(metric, str | Metric) for metric in given):
+        raise MulticamError(f"metrics are names, or each a Metric(name, measure), in a list, not {given!r}")
     found = []
-    for metric in [metrics] if isinstance(metrics, str | Metric) else metrics:
-        if not isinstance(metric, str | Metric):
-            raise MulticamError(f"a metric is a name or a Metric(name, measure), not {metric!r}")
+    for metric in given:
         if isinstance(metric, str) and metric not in METRICS:
             raise unknown("metric", metric, METRICS)
         found.append(METRICS[metric] if isinstance(metric, str) else metric)

@@ -84,7 +84,7 @@ class Evaluation:
         >>> found = Evaluation(values, {"energy": "up"}, frozenset())
         >>> found
                     energy ↑
-        a  0.6 (0.5 to 0.7) *
+        a   0.6 (0.5 to 0.7) *
         b  0.25 (0.1 to 0.4)
         2 samples, * the best
         >>> found.compare("a", "b", "energy")
@@ -206,7 +206,7 @@ class Evaluation:
             column = [rows[method, metric] for method in self.values]
             means = [row.mean for row in column if row.mean == row.mean]
             top = None
-            if len(self.values) > 1 and means and better:
+            if better and len({*means}) > 1:
                 top = max(means) if better == "up" else min(means)
             for line, row in zip(lines[1:], column, strict=True):
                 text = "-" if row.mean != row.mean else f"{row.mean:.3g}"

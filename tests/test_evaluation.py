@@ -291,14 +291,14 @@ def test_the_table_shows_direction_interval_best_and_what_has_no_meaning(tmp_pat
     found = Evaluation(values, {"up": "up", "down": "down", "own": None}, frozenset(["b"]))
     assert repr(found).splitlines()[:4] == [
         "                 up ↑        down ↓           own",
-        "long name  2 (1 to 3) *  5 (5 to 5) *  0 (0 to 0)",
+        "long name  2 (1 to 3)    5 (5 to 5) *  0 (0 to 0)",
         "b †                 -    6 (5 to 7)    1 (1 to 1)",
         "2 samples, * the best",
     ]
     assert found.markdown().splitlines()[:4] == [
         "|  | up ↑ | down ↓ | own |",
         "| --- | ---: | ---: | ---: |",
-        "| long name | **2 (1 to 3)** | **5 (5 to 5)** | 0 (0 to 0) |",
+        "| long name | 2 (1 to 3) | **5 (5 to 5)** | 0 (0 to 0) |",
         "| b † | - | 6 (5 to 7) | 1 (1 to 1) |",
     ]
     found.csv(tmp_path / "table.csv")

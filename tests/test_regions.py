@@ -195,7 +195,7 @@ def test_a_weighted_sum_in_any_regions(data: st.DataObject) -> None:
     frames = data.draw(st.sampled_from([(), (2,)]))
     kind = data.draw(st.sampled_from(["n", "grid", "shared", "own"]))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
-    most = data.draw(st.sampled_from([1, 5, 16]))
+    most = data.draw(st.integers(1, 6))
     if kind in ("n", "grid"):
         rows, columns = data.draw(st.integers(1, min(h, 3))), data.draw(st.integers(1, min(w, 2)))
         cut: Any = min(rows, columns) if kind == "n" else (rows, columns)
