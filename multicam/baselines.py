@@ -41,7 +41,7 @@ def baselines(
     """
     if not isinstance(baseline, Mapping):
         return {name: _of(name, inputs.leaves[name], baseline) for name in names}
-    given = {inputs.name(str(name)): value for name, value in baseline.items()}
+    given = {inputs.name(name): value for name, value in baseline.items()}
     for name in given:
         if name not in names:
             raise unknown("explained input", name, names)

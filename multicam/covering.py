@@ -100,7 +100,7 @@ def _by_name(sides: Sides | Mapping[str, Sides] | None, inputs: Inputs, names: S
     """The sides that were given for each explained input."""
     if not isinstance(sides, Mapping):
         return dict.fromkeys(names, sides)
-    given = {inputs.name(str(short)): each for short, each in sides.items()}
+    given = {inputs.name(short): each for short, each in sides.items()}
     for name in given:
         if name not in names:
             raise unknown("explained input", name, names)

@@ -11,10 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from multicam.baselines import Baseline
-from multicam.cam import CAM
 from multicam.errors import MulticamError, at_least_one, unknown
-from multicam.explaining import Explain, explained_maps
-from multicam.input_cam import InputCAM
+from multicam.explaining import Explain, named_maps, refuse_uncallable
 from multicam.inputs import Inputs
 from multicam.measures import METRICS, Explained, Metric
 from multicam.progress import progress
@@ -125,7 +123,7 @@ def evaluate(
         with _told(f"method {label!r}, batch {i}"):
             start = perf_counter()
             one = explain(model, call.own(), target)
-            maps = explained_maps(lambda *_, one=one: one, model, call, target)
+            maps = named_maps(one, call)
             if any(m.is_cuda for m in maps.values()):
                 torch.cuda.synchronize()  # it may not have finished
             seconds = (perf_counter() - start) / call.batch
@@ -174,11 +172,8 @@ def _refuse_other_methods(methods: Mapping[str, Explain]) -> None:
     if not isinstance(methods, Mapping) or not methods:
         raise MulticamError(f"give methods by name, as in {{'gradient': gradient}}, not {methods!r}")
     for label, explain in methods.items():
-        if isinstance(explain, type | CAM | InputCAM) or not callable(explain):
-            raise MulticamError(
-                f"the method {label!r} is a function of model, inputs and target, not {explain!r}; explainer(GradCAM, layers) makes one "
-                "of a class"
-            )
+        with _told(f"method {label!r}"):
+            refuse_uncallable(explain)
 
 
 def _regions(call: Inputs, regions: Any) -> dict[str, Tensor] | None:

@@ -38,7 +38,9 @@ def explainer(method: type[CAM] | type[InputCAM], *arguments: Any, signed: bool 
         torch.Size([2, 16, 16])
     """
     if not (isinstance(method, type) and issubclass(method, CAM | InputCAM)):
-        raise MulticamError(f"a method is a class such as GradCAM; {method!r} can be used as it is, or in a lambda")
+        raise MulticamError(
+            f"explainer is for classes such as GradCAM; {method!r} can be used as it is, or in a lambda"
+        )
 
     def explain(model: nn.Module, inputs: Any, target: TargetLike) -> Tensor | Maps:
         return method(model, *arguments, **options)(inputs, target, signed=signed)
@@ -47,7 +49,7 @@ def explainer(method: type[CAM] | type[InputCAM], *arguments: Any, signed: bool 
 
 
 def explained_maps(explain: Explain, model: nn.Module, call: Inputs, target: TargetLike) -> Maps:
-    """The maps of an explanation by the full names of their inputs; those of attributions by the sum or the largest of their channels.
+    """The maps of an explanation by the full names of their inputs.
 
     Args:
         explain: What makes it.
@@ -56,9 +58,26 @@ def explained_maps(explain: Explain, model: nn.Module, call: Inputs, target: Tar
         target: As for the call of a `CAM`.
 
     Raises:
-        MulticamError: If it returns anything but maps of inputs.
+        MulticamError: If it is no such function, or returns anything but maps of inputs.
     """
-    found = explain(model, call, target)
+    refuse_uncallable(explain)
+    return named_maps(explain(model, call, target), call)
+
+
+def refuse_uncallable(explain: Any) -> None:
+    """Refuse what cannot be called with model, inputs and target."""
+    if isinstance(explain, type | CAM | InputCAM) or not callable(explain):
+        raise MulticamError(
+            f"a method is a function of model, inputs and target, not {explain!r}; explainer(GradCAM, layers) makes one of a class"
+        )
+
+
+def named_maps(found: Any, call: Inputs) -> Maps:
+    """What an explanation returned, as maps by the full names of their inputs; of attributions, those of `Attributions.maps`.
+
+    Raises:
+        MulticamError: If these are no maps of inputs.
+    """
     if isinstance(found, Attributions):
         found = found.maps()
     if isinstance(found, Tensor):

@@ -144,6 +144,10 @@ class Inputs:
 
     def name(self, short: str) -> str:
         """The full name of the leaf that `short` means; did-you-mean otherwise."""
+        if not isinstance(short, str):  # callers without a type checker
+            raise MulticamError(
+                f"inputs are named by strings, such as {next(iter(self.leaves), 'rgb')!r}, not by {short!r}"
+            )
         return resolve("input", short, self.leaves)
 
     def hold(self, *names: str) -> "Inputs":

@@ -146,7 +146,7 @@ def _both(
     call = trace.inputs
     if not isinstance(region, Mapping) or not region:
         raise MulticamError(f"a region is given by the name of its input, as {{'rgb': mask}}, not {region!r}")
-    where = {call.name(str(name)): part for name, part in region.items()}
+    where = {call.name(name): part for name, part in region.items()}
     masks = {name: _mask(name, call.leaves[name], placed(call, name)[1], part) for name, part in where.items()}
     names = explained(model, inputs, wrt, need_floating=need_floating)
     if wrt is None:

@@ -153,9 +153,7 @@ def region_contribution(
     return RegionContribution(solved(game, permutations, budget, seed), labels)
 
 
-def superpixels(
-    images: Real[Tensor, "b c h w"], count: int = 50, *, compactness: float = 10.0
-) -> Int[Tensor, "b h w"]:
+def superpixels(images: Real[Tensor, "b c h w"], count: int = 50, *, compactness: float = 10.0) -> Int[Tensor, "b h w"]:
     """The number of the superpixel that each pixel belongs to: regions that follow the edges of the image.
 
     SLIC, Achanta et al. 2012, as scikit-image computes it, on images scaled to 0 … 1 (colours are not converted to Lab).

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy, spearmanr
 
@@ -49,6 +49,7 @@ def test_the_largest_evidence_names_the_input() -> None:
         names_input(maps, "text")
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1e3, width=32), min_size=2, max_size=30))
 def test_sparseness_and_complexity_are_their_definitions(values: list[float]) -> None:
     x = torch.tensor(values)
@@ -62,6 +63,7 @@ def test_sparseness_and_complexity_are_their_definitions(values: list[float]) ->
         assert found.item() == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=3, max_size=20), st.integers(0, 99))
 def test_agreement_is_scipys(values: list[int], seed: int) -> None:
     x = torch.tensor(values, dtype=torch.float32)

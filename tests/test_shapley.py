@@ -1,10 +1,12 @@
 """Shapley shares against closed forms, captum and the axioms; and that encoders run once for each version of their input."""
 
+import sys
 from collections import Counter
 from itertools import combinations, product
 from math import factorial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import ShapleyValues
@@ -346,3 +348,163 @@ def test_mixing_is_a_full_pass_of_mixed_rows() -> None:
         expected = model(inputs["rgb"][sources[0]], inputs["depth"][sources[1]], inputs["texture"][sources[1]])[:, 1]
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     assert mixing.used == [True, True]
+
+
+def as_shapiq_sees_it(values: dict[frozenset[str], Tensor], players: list[str], sample: int) -> Any:
+    """The scores of one sample by coalition, as a game for shapiq."""
+
+    def value(coalitions: Any) -> Any:
+        rows = [frozenset(name for name, there in zip(players, row, strict=True) if there) for row in coalitions]
+        return np.array([float(values[row][sample]) for row in rows])
+
+    return value
+
+
+@pytest.mark.parametrize("kind", ["fusion", "five"])
+def test_shapiq_agrees_where_all_coalitions_are_tried(kind: str) -> None:
+    shapiq = pytest.importorskip("shapiq")
+    if kind == "fusion":
+        model, inputs = seeded(Fusion), fusion_inputs(size=16)
+    else:
+        model, inputs = Tangled(), images("vwxyz", b=2)
+    players = list(inputs)
+    found = contribution(model, inputs, 0)
+    assert found.interactions is not None
+    values = naive(model, inputs, 0, {name: torch.zeros_like(x) for name, x in inputs.items()})
+    for sample in range(2):
+        exact = shapiq.ExactComputer(as_shapiq_sees_it(values, players, sample), n_players=len(players))
+        shares = torch.from_numpy(exact("SV", order=1).get_n_order_values(1)).float()
+        pairs = torch.from_numpy(exact("SII", order=2).get_n_order_values(2)).float()
+        torch.testing.assert_close(found.shapley[sample], shares, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found.interactions[sample], pairs, atol=1e-5, rtol=1e-4)
+
+
+class Tangled(nn.Module):
+    """Products of two, three and all five, and a maximum."""
+
+    def forward(self, v: Tensor, w: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        v, w, x, y, z = (each.mean((1, 2, 3)) for each in (v, w, x, y, z))
+        return (v * w - x * y * z + v * w * x * y * z + torch.maximum(w, 2 * z))[:, None]
+
+
+def many(n: int) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Inputs of `Many`, their shares, and the interaction of the first two."""
+    xs = [torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(n)]
+    means = torch.stack([x.mean((1, 2, 3)) for x in xs], 1)
+    both = 5 * means[:, 0] * means[:, 1]
+    expected = means * torch.arange(1, n + 1)
+    expected[:, :2] += both[:, None] / 2
+    return xs, expected, both
+
+
+@pytest.mark.parametrize("n", [13, 16])
+def test_a_budget_of_coalitions(n: int) -> None:
+    pytest.importorskip("shapiq")
+    xs, expected, both = many(n)
+    found = contribution(Many(), Inputs(xs), 0, budget=600)
+    assert found.error is None
+    assert found.interactions is not None
+    torch.testing.assert_close(found.shapley, expected, atol=0.15, rtol=0.05)
+    torch.testing.assert_close(found.shapley.sum(1), found.scores - found.nothing, atol=1e-4, rtol=0)
+    pairs = torch.zeros(2, n, n)
+    pairs[:, 0, 1] = pairs[:, 1, 0] = both
+    torch.testing.assert_close(found.interactions, pairs, atol=0.2, rtol=0)
+    torch.testing.assert_close(found.interactions, found.interactions.mT)
+    assert not found.interactions.diagonal(dim1=1, dim2=2).any()
+    linear = torch.stack([x.mean((1, 2, 3)) for x in xs], 1) * torch.arange(1, n + 1)
+    torch.testing.assert_close(found.single, linear, atol=1e-4, rtol=1e-4)
+    linear[:, :2] += both[:, None]
+    torch.testing.assert_close(found.without, linear, atol=1e-4, rtol=1e-4)
+
+
+def test_a_budget_that_is_enough_for_every_coalition_is_exact() -> None:
+    pytest.importorskip("shapiq")
+    xs, expected, both = many(13)
+    found = contribution(Many(), Inputs([x[:1] for x in xs]), 0, budget=2**13, batch_size=1024)
+    assert found.interactions is not None
+    torch.testing.assert_close(found.shapley, expected[:1], atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(found.interactions[:, 0, 1], both[:1], atol=1e-3, rtol=1e-3)
+
+
+class Unread(nn.Module):
+    """`Many`, of all inputs but the first and the last two."""
+
+    def forward(self, xs: list[Tensor]) -> Tensor:
+        return Many()(xs[1:-2])
+
+
+@pytest.mark.parametrize("options", [{"budget": 300}, {"permutations": 2}], ids=str)
+def test_sampled_players_that_are_not_read_have_exactly_nothing(options: dict[str, Any]) -> None:
+    if "budget" in options:
+        pytest.importorskip("shapiq")
+    xs, expected, _ = many(13)
+    blank = [torch.rand(2, 1, 4, 4) for _ in range(3)]
+    found = contribution(Unread(), Inputs([blank[0], *xs, *blank[1:]]), 0, **options)
+    for values in (found.shapley, found.single, found.without):
+        assert torch.equal(values[:, [0, -2, -1]], torch.zeros(2, 3))
+    torch.testing.assert_close(found.shapley[:, 1:-2], expected, atol=0.3, rtol=0.1)
+    if found.interactions is not None:
+        assert not found.interactions[:, [0, -2, -1]].any()
+        assert not found.interactions[:, :, [0, -2, -1]].any()
+    # Fewer that matter than are sampled: every coalition of these.
+    few = contribution(Unread(), Inputs([blank[0], *xs[:5], *[blank[1]] * 8]), 0, **options)
+    assert few.error is None
+    assert few.interactions is not None
+
+
+def test_a_budget_is_drawn_by_its_seed_and_leaves_the_random_states() -> None:
+    pytest.importorskip("shapiq")
+    xs, _, _ = many(13)
+    mine, theirs = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    found = [contribution(Many(), Inputs(xs), 0, budget=150, seed=seed).shapley for seed in (0, 0, 1)]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert torch.equal(torch.get_rng_state(), mine)
+    assert np.array_equal(np.random.get_state()[1], theirs)  # noqa: NPY002
+    alone = contribution(Many(), Inputs([x[1:] for x in xs]), 0, budget=150).shapley
+    torch.testing.assert_close(alone[0], found[0][1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("budget", [0, 1, 91])
+def test_too_small_a_budget_is_refused(budget: int) -> None:
+    pytest.importorskip("shapiq")
+    xs, _, _ = many(13)
+    message = "whole number of at least 1" if not budget else "13 players have 92 shares and interactions"
+    with pytest.raises(MulticamError, match=message):
+        contribution(Many(), Inputs(xs), 0, budget=budget)
+
+
+def test_a_budget_without_shapiq(monkeypatch: pytest.MonkeyPatch) -> None:
+    xs, _, _ = many(13)
+    monkeypatch.setitem(sys.modules, "shapiq", None)
+    with pytest.raises(
+        MulticamError, match=r'a budget of coalitions needs shapiq: pip install "multicam-torch\[shapiq\]"'
+    ):
+        contribution(Many(), Inputs(xs), 0, budget=200)
+    assert contribution(Many(), Inputs(xs[:3]), 0, budget=200).error is None  # all coalitions of three need none
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"baseline": 0.0}, {"baseline": "mean"}, {"players": ["rgb", "depth"]}, {"references": 3}, {"baseline": {"rgb": None}}],
+    ids=str,
+)  # fmt: skip
+def test_a_game_of_some_samples_is_a_part_of_that_of_all(options: dict[str, Any]) -> None:
+    class Lacking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fusion = seeded(Fusion)
+
+        def forward(self, rgb: Tensor | None, depth: Tensor, texture: Tensor) -> Tensor:
+            return self.fusion(torch.ones(len(depth), 3, 16, 16) if rgb is None else rgb, depth, texture)
+
+    inputs = fusion_inputs(b=3, size=16)
+    if "references" in options:
+        generator = torch.Generator().manual_seed(0)
+        options = {"references": {name: torch.rand(3, *x.shape[1:], generator=generator) for name, x in inputs.items()}}
+    game = Game(Lacking().eval(), inputs, target=[0, 1, 2], batch_size=4, **options)
+    k = len(game.players)
+    coalitions = torch.tensor(list(product([False, True], repeat=k)))
+    whole = game(coalitions)
+    for samples in ([1], [2, 0], [0, 1, 2]):
+        torch.testing.assert_close(game(coalitions, samples), whole[samples], atol=1e-6, rtol=1e-4)
