@@ -50,6 +50,7 @@ def evaluate(
     output: OutputLike = None,
     baseline: Baseline | Mapping[str, Baseline] | None = None,
     steps: int = 20,
+    samples: int = 100,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Evaluation:
@@ -84,6 +85,7 @@ def evaluate(
         output: As for `CAM`; methods have their own, as in `explainer(GradCAM, layers, output="logits")`.
         baseline: What stands for nothing, see `multicam.baselines.baselines`. None: what each metric has by itself.
         steps: Of each curve.
+        samples: For infidelity and correlation, how many rectangles are covered in each sample.
         batch_size: How many changed versions of a sample run in one pass. It bounds the memory and does not change the result.
         seed: Of whatever is random; the global random state is not used.
 
@@ -105,6 +107,7 @@ def evaluate(
             f"data is a list of batches, or another iterable of them, not a {type(data).__name__}; write [batch]"
         )
     at_least_one("steps", steps)
+    at_least_one("samples", samples)
     found: dict[str, dict[str, list[Tensor]]] = {label: {judge.name: [] for judge in judges} for label in methods}
     apart = set()
 
@@ -139,6 +142,7 @@ def evaluate(
             regions=regions,
             baseline=baseline,
             steps=steps,
+            samples=samples,
             batch_size=batch_size,
             seed=seed,
         )

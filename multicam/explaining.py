@@ -78,15 +78,25 @@ def named_maps(found: Any, call: Inputs) -> Maps:
     Raises:
         MulticamError: If these are no maps of inputs.
     """
-    if isinstance(found, Attributions):
-        found = found.maps()
+    maps = found.maps() if isinstance(found, Attributions) else found
+    by_input = {call.name(name): m.detach() for name, m in by_name(maps, call).items()}
+    return Maps(by_input, getattr(maps, "comparable", True))
+
+
+def by_name(found: Any, call: Inputs) -> Mapping[str, Tensor]:
+    """What an explanation returned, by what it calls the inputs; one tensor is of the only image input.
+
+    Raises:
+        MulticamError: If it is not clear which input a tensor is of, or there is something else.
+    """
     if isinstance(found, Tensor):
         if len(call.images) != 1:
             raise MulticamError(
-                f"an explanation of several inputs returns a map for each, {{name: map}}, not one tensor; there are: "
-                f"{', '.join(map(repr, call.images))}"
+                f"say which input the map is of, as in {{name: map}}; there are: {', '.join(map(repr, call.images))}"
             )
-        found = dict.fromkeys(call.images, found)
-    if not isinstance(found, Mapping) or not found or not all(isinstance(m, Tensor) for m in found.values()):
-        raise MulticamError(f"an explanation returns a map or a dict of maps, not {type(found).__name__}")
-    return Maps({call.name(name): m.detach() for name, m in found.items()}, getattr(found, "comparable", True))
+        return dict.fromkeys(call.images, found)
+    if not isinstance(found, Mapping) or not all(isinstance(values, Tensor) for values in found.values()):
+        raise MulticamError(f"an explanation is a map, a dict of maps or Attributions, not a {type(found).__name__}")
+    if not found:
+        raise MulticamError("the explanation is empty: it has no map of any input")
+    return found

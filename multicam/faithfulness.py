@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from multicam.baselines import Baseline, baselines
 from multicam.errors import MulticamError, at_least_one
+from multicam.explaining import named_maps
 from multicam.inputs import Inputs
 from multicam.layers import unwrapped
 from multicam.maps import Maps
@@ -69,8 +70,8 @@ def deletion(
     Args:
         model: Any module; it is not changed.
         inputs: What it takes, see `Inputs.of`.
-        maps: Raw maps `(b h w)` by input, each of its input's size; or one tensor, for the only image input. Inputs without a map
-            stay as they are.
+        maps: Raw maps `(b h w)` by input, each of its input's size, or `Attributions`, whose maps are taken; or one tensor, for the
+            only image input. Inputs without a map stay as they are.
         target: As for the call of a `CAM`; a top class is that of the unchanged inputs.
         baseline: What stands for nothing, see `multicam.baselines.baselines`.
         output: As for `CAM`.
@@ -235,7 +236,7 @@ def seen_through(
             "Probability(…) as target"
         )
     tops = {name: m.clamp(min=0).flatten(1).amax(1) for name, m in named.items()}
-    if not isinstance(maps, Maps) or maps.comparable:
+    if named.comparable:
         tops = dict.fromkeys(named, torch.stack(list(tops.values())).amax(0))
     changed = {}
     for name, m in named.items():
@@ -292,22 +293,13 @@ def _scored(
     return Curve(fractions, torch.cat(found).cpu().view(call.batch, len(fractions)))
 
 
-def _laid(model: nn.Module, inputs: Any, maps: MapsLike) -> tuple[Inputs, dict[str, Tensor]]:
+def _laid(model: nn.Module, inputs: Any, maps: MapsLike) -> tuple[Inputs, Maps]:
     """The call, and the maps by the full names of their inputs."""
     call = Inputs.of(inputs).bind(unwrapped(model)).own()
-    images = call.images
-    if isinstance(maps, Tensor):
-        if len(images) != 1:
-            raise MulticamError(
-                f"say which input the map is of, as in {{name: map}}; there are: {', '.join(map(repr, images))}"
-            )
-        maps = dict.fromkeys(images, maps)
-    named = {call.name(name): m for name, m in maps.items()}
-    if not named:
-        raise MulticamError("there is no map to judge")
+    named = named_maps(maps, call)
     for name, m in named.items():
         size = (call.batch, *call.leaves[name].shape[-2:])
-        if name not in images or call.leaves[name].ndim != 4 or tuple(m.shape) != size:
+        if name not in call.images or call.leaves[name].ndim != 4 or tuple(m.shape) != size:
             raise MulticamError(
                 f"the map {tuple(m.shape)} does not lie on input {name!r} {tuple(call.leaves[name].shape)}; it should be {size}"
             )

@@ -405,6 +405,7 @@ class _Sheet:
             ys, xs = ((np.arange(n) - 0.5) / (n - 2) for n in mask.shape)
             for color, line in (("black", 1.4), ("white", 0.7)):
                 axes.contour(xs, ys, mask, levels=[0.5], colors=color, linewidths=line)
+            axes.set(xlim=span, ylim=(1, 0))  # the rim of a coarse region lies outside, and contours make room for it
 
 
 def _wrap(text: str, width: float, measure: Callable[[str], float]) -> str:

@@ -97,6 +97,9 @@ class Game(Scored):
         parts = list(self.players.values())
         if references is not None and not (isinstance(baseline, float) and baseline == 0):
             raise MulticamError("give a baseline, or references to take its place, not both")
+        for name in given:
+            if not any(name in part for part in parts):
+                raise unknown("player's input", name, [each for part in parts for each in part])
         nothing = {name for name, value in given.items() if value is None}
         self._gone = [i for i, part in enumerate(parts) if set(part) <= nothing]  # players whose inputs become None
         self._mixed = [i for i in range(len(parts)) if i not in self._gone]

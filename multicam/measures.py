@@ -39,6 +39,7 @@ class Explained:
         regions: Where the evidence is known to be, as masks by the full names of the inputs; None if that is not known.
         baseline: What stands for nothing; None for what each metric has by default.
         steps: Of a curve.
+        samples: How many rectangles an explanation predicts the effect of.
         batch_size: How many changed versions of a sample run in one pass.
         seed: Of whatever is random.
     """
@@ -54,6 +55,7 @@ class Explained:
     regions: Mapping[str, Bool[Tensor, "b ..."]] | None = None
     baseline: Baseline | Mapping[str, Baseline] | None = None
     steps: int = 20
+    samples: int = 100
     batch_size: int = 32
     seed: int = 0
 
@@ -120,7 +122,8 @@ class Explained:
     def infidelity(self) -> Infidelity:
         """What is predicted for random rectangles, and what happens."""
         found = self.found if isinstance(self.found, Attributions) else self.on_one_scale
-        return infidelity(self.model, self.inputs, found, self.target, **_baseline(self), **_options(self))
+        options = _baseline(self) | _options(self)
+        return infidelity(self.model, self.inputs, found, self.target, samples=self.samples, **options)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ def panel(
     regions: Tensor | Mapping[str, Tensor] | None = None,
     rows: Sequence[str] = (),
     title: str = "",
+    quantity: str = "evidence",
     colormap: Colormap | None = None,
     width: float = 7.0,
 ) -> Picture:
@@ -42,6 +43,7 @@ def panel(
             (one tensor for all leaves out the spectral inputs).
         rows: A label for each sample.
         title: The line on top.
+        quantity: What to call the values of the maps, as in "interaction".
         colormap: See `colorize`.
         width: See `figure`.
 
@@ -72,6 +74,7 @@ def panel(
         rows=rows,
         title=title,
         scale=scale or ("shared" if maps.comparable else "each"),
+        quantity=quantity,
         units="units of the score" if maps.comparable else "arbitrary units",
         colormap=colormap,
         width=width,

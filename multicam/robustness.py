@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from multicam.attributions import Attributions, channels_second
 from multicam.baselines import Baseline, baselines
 from multicam.errors import MulticamError, at_least_one, number
-from multicam.explaining import Explain, explained_maps
+from multicam.explaining import Explain, by_name, explained_maps
 from multicam.inputs import Inputs, wide
 from multicam.noise import seeded, spread
 from multicam.progress import progress
@@ -263,19 +263,7 @@ def _flat(explain: Explain, trace: Trace, call: Inputs) -> Float[Tensor, "b n"]:
 
 def _by_full_name(call: Inputs, found: Found) -> dict[str, tuple[str, Tensor]]:
     """Of each explained input what the explanation calls it, and its values."""
-    if isinstance(found, Tensor):
-        if len(call.images) != 1:
-            raise MulticamError(
-                f"say which input the map is of, as in {{name: map}}; there are: {', '.join(map(repr, call.images))}"
-            )
-        found = dict.fromkeys(call.images, found)
-    if not isinstance(found, Mapping) or not all(isinstance(values, Tensor) for values in found.values()):
-        raise MulticamError(
-            f"an explanation to judge is a map, a dict of maps or Attributions, not a {type(found).__name__}"
-        )
-    if not found:
-        raise MulticamError("there is no explanation to judge")
-    named = {call.name(name): (name, values.detach()) for name, values in found.items()}
+    named = {call.name(name): (name, values.detach()) for name, values in by_name(found, call).items()}
     for name, (_, values) in named.items():
         leaf = call.leaves[name]
         if name not in call.batched:

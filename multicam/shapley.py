@@ -163,7 +163,8 @@ def contribution(
         references: Inputs with any number of other samples; a score is then the mean over them in the place of the baseline.
         output: As for `CAM`.
         permutations: How many random orders, each with its reversal, where there are more than 12 players.
-        budget: Instead of permutations, how many coalitions of each sample shapiq (an extra) tries and fits a regression to, which
+        budget: Instead of permutations, how many random coalitions of each sample shapiq (an extra) tries, besides those of one and of
+            all but one, and fits a regression to, which
             gives interactions too and no error: KernelSHAP-IQ, Fumagalli et al. 2024, PMLR 235.
         batch_size: How many rows of the fusion run in one pass. It bounds the memory and does not change the result.
         seed: Of the permutations; the global random state is not used.
@@ -276,7 +277,9 @@ def _regressed(game: Scored, names: tuple[str, ...], used: Sequence[int], budget
             coalitions[:, list(used)] = torch.from_numpy(chosen.astype(bool))
             return game(coalitions, [sample])[0].double().numpy()
 
-        found = KernelSHAPIQ(n, max_order=2, index="SII", random_state=seed).approximate(budget, value)
+        found = KernelSHAPIQ(n, max_order=2, index="SII", pairing_trick=True, random_state=seed).approximate(
+            budget, value
+        )
         shapley[sample, list(used)] = torch.from_numpy(found.get_n_order_values(1))
         interactions[sample][np.ix_(used, used)] = torch.from_numpy(found.get_n_order_values(2))
     sampled = (shapley, ends.single, ends.without, ends.scores, ends.nothing, interactions)

@@ -408,7 +408,7 @@ BATCH = Batch({"x": X, "y": Y}, 0)
         ({"a": told(EXACT)}, ["seconds"], X, "not a Tensor"),
         ({"a": told(EXACT)}, ["pointing"], [BATCH], "metric 'pointing' of method 'a', batch 0: nothing says where the evidence is"),
         ({"a": failing}, ["seconds"], [BATCH], "method 'a', batch 0: RuntimeError: out of luck"),
-        ({"a": lambda *_: X}, ["seconds"], [BATCH], "method 'a', batch 0: an explanation of several inputs"),
+        ({"a": lambda *_: X}, ["seconds"], [BATCH], "method 'a', batch 0: say which input the map is of"),
         ({"a": told(EXACT)}, [Metric("m", lambda e: 3.0)], [BATCH], "metric 'm' of method 'a', batch 0: it must return one number for each"),
         ({"a": told(EXACT)}, ["seconds"], [BATCH, {"x": X}], "batch 1: "),
         ({"a": told(EXACT)}, ["seconds"], [Batch({"x": X, "y": Y}, 0, CORNER)], "say which input each region lies in"),

@@ -140,7 +140,7 @@ def test_a_curve_says_what_it_is() -> None:
     ("maps", "message"),
     [
         (torch.rand(2, 4, 4), "say which input the map is of"),
-        ({}, "there is no map to judge"),
+        ({}, "the explanation is empty"),
         ({"rgb": torch.rand(2, 4, 4)}, r"does not lie on input 'rgb' \(2, 3, 16, 16\); it should be \(2, 16, 16\)"),
         ({"rbg": torch.rand(2, 16, 16)}, "no input 'rbg'; did you mean 'rgb'"),
         ({"rgb": torch.full((2, 16, 16), torch.nan)}, "has NaN"),

@@ -125,6 +125,14 @@ def test_regions_are_outlined_on_the_evidence(inputs, maps) -> None:
     assert contoured(panel(inputs, {}, regions=~region)) == [True] * 4
 
 
+def test_the_outline_of_a_coarse_region_leaves_its_picture_as_large_as_it_was(inputs, maps) -> None:
+    picture = panel(inputs, maps, regions={"rgb": torch.eye(2).bool().expand(2, 2, 2)}, quantity="interaction")
+    assert {(axes.get_xlim(), axes.get_ylim()) for axes in picture.figure.axes if axes.get_label() == "tile"} == {
+        ((0.0, 1.0), (1.0, 0.0))
+    }
+    assert "interaction, units of the score" in texts(picture)
+
+
 def test_a_clip_is_shown_where_its_evidence_is() -> None:
     clip, evidence = torch.rand(1, 3, 6, 8, 8), torch.zeros(1, 3, 8, 8)
     evidence[0, 2, 1, 1] = 2.0

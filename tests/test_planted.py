@@ -112,10 +112,12 @@ def test_scores_by_hand(data: ModuleType, planted: ModuleType) -> None:
     assert right.comparable
     for values in (right.named, right.hit, right.inside, right.overall):
         assert torch.equal(values, torch.ones(6))
+    assert not right.least.any()
     wrong = planted.scored(Maps({name: 1 - m for name, m in true.items()}, comparable=False), samples)
     assert not wrong.comparable
     for values in (wrong.named, wrong.hit, wrong.inside, wrong.overall):
         assert torch.equal(values, torch.zeros(6))
+    assert wrong.least.all()
     # Right maps of which another input has more: named and peaked elsewhere, yet the place is right.
     louder = {name: m + 2 * (samples.where != i).float()[:, None, None] for i, (name, m) in enumerate(true.items())}
     misled = planted.scored(Maps(louder), samples)

@@ -273,7 +273,7 @@ def test_cams_are_sensitive_in_any_order() -> None:
 
 FUSION_ERRORS = [
     (torch.rand(2, 4, 4), "say which input the map is of"),
-    ({}, "there is no explanation to judge"),
+    ({}, "the explanation is empty"),
     (
         {"rgb": torch.rand(2, 4, 4)},
         r"does not lie on input 'rgb' \(2, 3, 16, 16\); it should be \(2, 16, 16\), or Attr",

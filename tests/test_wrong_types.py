@@ -67,7 +67,7 @@ CALLS = {
     "mc.evaluate(model, {'a': mc.gradient}, [len], [x])": "metrics are names, or each a Metric(name, measure), in a list",
     "mc.evaluate(model, {'a': mc.gradient}, None, [x])": "metrics are names, or each a Metric(name, measure), in a list",
     "mc.evaluate(model, {'a': mc.gradient}, ['deletion'], None)": "data is a list of batches, or another iterable of them, not a NoneType",
-    "mc.infidelity(model, x, [1], 1)": "an explanation to judge is a map, a dict of maps or Attributions, not a list",
+    "mc.infidelity(model, x, [1], 1)": "an explanation is a map, a dict of maps or Attributions, not a list",
     "mc.infidelity(model, x, mc.gradient(model, x, 1), 1, patch='a')": "patch is a number, not 'a'",
     "mc.sensitivity(model, x, mc.gradient, 1, radius='a')": "radius is a number, not 'a'",
     "mc.sensitivity(model, x, mc.GradCAM, 1)": "explainer(GradCAM, layers) makes one of a class",
