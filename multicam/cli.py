@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from multicam import __version__, cli_answers, cli_views
 from multicam.cli_arguments import Command, called, debugging, loaded
+from multicam.columns import aligned
 from multicam.errors import MulticamError, unknown
 
 # What imports torch is imported by the commands themselves, so that --help need not wait for it.
@@ -233,9 +234,7 @@ def _summary(trace: "multicam.trace.Trace", maps: "Mapping[str, multicam.maps.Ma
             for name, shares in zip(named, named.shares().T.tolist(), strict=True):
                 columns[prefix + name] = [f"{share:.0%}" for share in shares]
     table = [[name, *values] for name, values in columns.items()]
-    widths = [max(map(len, column)) for column in table]
-    lines = ["  ".join(map(str.rjust, row, widths)) for row in zip(*table, strict=True)]
-    return "\n".join([*lines, *notes])
+    return "\n".join([aligned(zip(*table, strict=True), str.rjust), *notes])
 
 
 def _draw(trace: "multicam.trace.Trace", maps: "Mapping[str, multicam.maps.Maps]", args: argparse.Namespace) -> None:

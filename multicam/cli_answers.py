@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multicam.cli_arguments import Command, called, loaded, pair
+from multicam.columns import aligned
 from multicam.errors import MulticamError, unknown
 
 # What imports torch is imported by the commands themselves, so that --help need not wait for it.
@@ -171,8 +172,7 @@ def _table(found: "multicam.shapley.Contribution") -> str:
     lines = [["sample", "score", "nothing", *found.players]]
     for i, (score, nothing) in enumerate(zip(found.scores.tolist(), found.nothing.tolist(), strict=True)):
         lines.append([str(i), *(f"{x:.4g}" for x in (score, nothing, *found.shapley[i].tolist()))])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join([repr(found), *("  ".join(map(str.rjust, line, widths)) for line in lines)])
+    return f"{found!r}\n{aligned(lines, str.rjust)}"
 
 
 def _evaluate(args: argparse.Namespace) -> None:

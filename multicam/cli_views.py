@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multicam.cli_arguments import Command, called, loaded, loaded_model, pair, source
+from multicam.columns import aligned
 from multicam.errors import MulticamError
 
 # What imports torch is imported by the commands themselves, so that --help need not wait for it.
@@ -205,8 +206,7 @@ def _summary(found: "multicam.attributions.Attributions") -> str:
         [str(i), *(f"{x[i]:.1%}" if name == "missing" else f"{x[i]:.4g}" for name, x in columns.items())]
         for i in range(len(found.scores))
     ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
+    return aligned(lines, str.rjust)
 
 
 def _features(args: argparse.Namespace) -> None:

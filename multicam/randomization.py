@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from multicam.columns import aligned
 from multicam.errors import MulticamError
 from multicam.explaining import Explain, explained_maps
 from multicam.inputs import Inputs
@@ -62,8 +63,7 @@ class Randomization:
         for i, stage in enumerate(self.stages):
             means = [f"{mean[i]:.2f}" for mean in self.mean.values()]
             rows.append([stage or "(model)", f"{self.scores[i].mean():.4g}", *means])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return aligned(rows)
 
 
 def parameter_randomization(

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from multicam.columns import aligned
 from multicam.errors import MulticamError, unknown
 from multicam.resampling import mean_interval
 
@@ -189,13 +190,13 @@ class Evaluation:
 
     def __repr__(self) -> str:
         lines = self._cells("{} *")
-        lines = [[name, *(cell if cell.endswith("*") else f"{cell}  " for cell in cells)] for name, *cells in lines]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        left = max(len(name) for name, *_ in lines)
         table = [
-            "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip() for name, *cells in lines
+            [name.ljust(left), *(cell if cell.endswith("*") else f"{cell}  " for cell in cells)]
+            for name, *cells in lines
         ]
         notes = [f"{self.samples} sample{'s' * (self.samples != 1)}" + ", * the best" * (len(self.values) > 1)]
-        return "\n".join([*table, *notes, *([f"† {APART}"] if self.apart else [])])
+        return "\n".join([aligned(table, str.rjust), *notes, *([f"† {APART}"] if self.apart else [])])
 
     def _cells(self, best: str) -> list[list[str]]:
         """The table as text, with a head; the best of each column as `best` says."""

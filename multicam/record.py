@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from multicam.calls import AttentionCall
+from multicam.columns import aligned
 from multicam.errors import MulticamError, unknown
 from multicam.forwards import Forward
 
@@ -76,8 +77,7 @@ class Calls(list[AttentionCall]):
     def __repr__(self) -> str:
         rows = [("attention", "source", "b heads q k", "queries -> keys")]
         rows += [(c.name, c.source, " x ".join(map(str, c.shape)), c.describe()) for c in self]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return aligned(rows)
 
 
 class Attention(Calls):

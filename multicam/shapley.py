@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from multicam.baselines import Baseline
+from multicam.columns import aligned
 from multicam.errors import MulticamError, at_least_one
 from multicam.game import Game, Players, Scored
 from multicam.progress import progress
@@ -124,9 +125,7 @@ class Summary:
                 self.players, self.share, self.mean, self.spread, self.low, self.high, strict=True
             )
         ]
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *rows)]
-        return "\n".join([*lines, f"{self.samples} sample{'s' * (self.samples != 1)}"])
+        return f"{aligned([head, *rows])}\n{self.samples} sample{'s' * (self.samples != 1)}"
 
 
 def contribution(

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from multicam.calls import AttentionCall
+from multicam.columns import aligned
 from multicam.errors import MulticamError
 from multicam.places import Places
 
@@ -41,8 +42,7 @@ class Between:
             for name, row in zip(self.queries, of_call.tolist(), strict=True):
                 if row[0] == row[0]:
                     lines.append((call, name, *(f"{share:.3g}" for share in row)))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+        return aligned(lines)
 
 
 def flow_matrix(att: Sequence[AttentionCall], *, forward: int | None = None) -> Between:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from multicam.columns import aligned
 from multicam.errors import MulticamError
 from multicam.inputs import Inputs
 from multicam.layers import Layer, Tap, Taps, undisturbed, unwrapped
@@ -41,8 +42,7 @@ class LayerTable(list[LayerInfo]):
 
     def __repr__(self) -> str:
         rows = [("layer", "kind", "returns", "grid", "sees"), *map(_row, self)]
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return aligned(rows)
 
     def find(self, text: str) -> "LayerTable":
         """The layers whose path or class contains `text`."""

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "multicam"
 FLOORS = [
     [
         "errors",
+        "columns",
         "maps",
         "attributions",
         "baselines",

@@ -288,7 +288,7 @@ def test_what_cannot_be_done() -> None:
         parameter_randomization(model, inputs, gradient, 1, within="rgb.act")
     with pytest.raises(MulticamError, match=r"Sequential cannot be copied.*cannot pickle this"):
         parameter_randomization(nn.Sequential(nn.Flatten(), Uncopied(4, 2)), torch.rand(1, 1, 2, 2), gradient, 1)
-    with pytest.raises(MulticamError, match="returns a map for each"):
+    with pytest.raises(MulticamError, match="say which input the map is of"):
         parameter_randomization(model, inputs, lambda *_: torch.ones(2, 32, 32), 1)
 
 
