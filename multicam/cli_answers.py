@@ -32,6 +32,7 @@ example:
       --baseline blur --target 3 --out contribution.png
   multicam contribution nets.py:build --input image=photo.png --value ids=@ids.npy --value mask=@mask.npy \\
       --player image --player text=ids,mask --baseline '{"ids": 0, "mask": 1}'
+  multicam contribution nets.py:build --input rgb=photo.png --input depth=depth.npy --regions rgb=4x3
 """
 
 EVALUATE = """\
@@ -84,7 +85,20 @@ def add(command: Callable[[str, str, str, Command, str], Command]) -> None:
         help="what stands for an input that is not there: a number, mean, blur, or one for each input as in "
         '\'{"rgb": "blur", "ids": 0}\' (default: 0)',
     )
+    contribution.add_argument(
+        "--regions",
+        metavar="[NAME=]N|ROWSxCOLUMNS",
+        action="append",
+        default=[],
+        help="share the score among the regions of an input, cut into so many, or of all images without a NAME; repeat it. All "
+        "other inputs stay as they are",
+    )
     _add_target(contribution)
+    contribution.add_argument(
+        "--permutations", type=int, default=100, help="random orders, above 12 players or regions (default: 100)"
+    )
+    contribution.add_argument("--budget", type=int, help="instead, random coalitions for shapiq to fit a regression to")
+    contribution.add_argument("--seed", type=int, default=0, help="of either (default: 0)")
     contribution.add_argument(
         "--out",
         metavar="FILE",
@@ -143,25 +157,44 @@ def _contribution(args: argparse.Namespace) -> None:
 
     from multicam.contribution_figures import contribution_figure
     from multicam.files import blame, read_value
+    from multicam.layers import unwrapped
+    from multicam.panels import panel
+    from multicam.regions import region_contribution
     from multicam.shapley import contribution
-    from multicam.words import read_output, read_players, read_target
+    from multicam.words import read_cuts, read_output, read_players, read_target
 
-    players, target = read_players(args.player), read_target(args.target)
-    output = None if args.output is None else read_output(args.output)
+    players, cuts, target = read_players(args.player), read_cuts(args.regions), read_target(args.target)
+    if players and cuts:
+        raise MulticamError("the score is shared among inputs or among regions: give --player or --regions, not both")
     model, inputs = loaded(args)
+    options: dict[str, Any] = {
+        "baseline": read_value(args.baseline),
+        "output": None if args.output is None else read_output(args.output),
+        "permutations": args.permutations,
+        "budget": args.budget,
+        "seed": args.seed,
+    }
+    title = f"target {args.target}"
+    raw: dict[str, Any] = {}
     with blame("running the model"):
-        found = contribution(
-            model, inputs, target, players=players or None, baseline=read_value(args.baseline), output=output
-        )
+        if cuts:
+            regions = region_contribution(model, inputs, target, regions=cuts.get("", cuts), **options)
+            found = regions.contribution
+            raw |= {f"map of {name}": m.cpu().numpy() for name, m in regions.maps.items()}
+            call = inputs.bind(unwrapped(model))
+            picture = panel({name: call.leaves[name] for name in regions.maps}, regions.maps, title=title)
+        else:
+            found = contribution(model, inputs, target, players=players or None, **options)
+            picture = contribution_figure(found, title=title)
     print(_table(found))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     numbers = args.out.with_suffix(".npz")
     fields = ("shapley", "shares", "single", "without", "scores", "nothing", "interactions", "error")
     known = {name: getattr(found, name) for name in fields}
-    raw: dict[str, Any] = {name: values.numpy() for name, values in known.items() if values is not None}
+    raw |= {name: values.numpy() for name, values in known.items() if values is not None}
     np.savez_compressed(numbers, players=np.array(found.players), target=args.target, **raw)
     print(f"numbers  {numbers}")
-    contribution_figure(found, title=f"target {args.target}").save(args.out)
+    picture.save(args.out)
     print(f"picture  {args.out}")
 
 

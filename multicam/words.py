@@ -159,6 +159,26 @@ def read_players(texts: Iterable[str]) -> dict[str, list[str]]:
     return players
 
 
+def read_cuts(texts: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """The rows and columns of regions that `[NAME=]N` and `[NAME=]ROWSxCOLUMNS` mean, by input; without a name by `""`.
+
+    Raises:
+        MulticamError: If a text is neither.
+
+    Example:
+        >>> read_cuts(["rgb=4", "depth=2x3"])
+        {'rgb': (4, 4), 'depth': (2, 3)}
+    """
+    cuts = {}
+    for text in texts:
+        name, _, cut = text.rpartition("=")
+        rows, cross, columns = cut.partition("x")
+        if not rows.isdecimal() or not (columns.isdecimal() if cross else True):
+            raise MulticamError(f"regions are a number, or rows x columns as in 2x3, not {cut!r}")
+        cuts[name] = (int(rows), int(columns if cross else rows))
+    return cuts
+
+
 def read_options(function: Callable[..., Attributions], options: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """The keyword arguments that names and values mean for a function.
 

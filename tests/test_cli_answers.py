@@ -57,6 +57,18 @@ def test_the_shares_of_several_samples_are_printed_one_by_one(run, two):
     assert lines[-2:] == [f"numbers  {Path('folder/both.npz')}", f"picture  {Path('folder/both.png')}"]
 
 
+@pytest.mark.parametrize(("words", "cuts"), [("rgb=2x1", {"rgb": (2, 1)}), ("2", 2)], ids=["one", "all"])
+def test_the_score_is_shared_among_regions(run, two, words, cuts):
+    code, out, _ = run("contribution", *TWO, "--target", "3", "--regions", words)
+    assert code == 0
+    expected = mc.region_contribution(load_model("nets.py:build"), two, 3, regions=cuts, output="logits")
+    assert out.startswith(repr(expected.contribution))
+    found = kept("contribution.npz")
+    assert found["players"].tolist() == list(expected.contribution.players)
+    torch.testing.assert_close(torch.from_numpy(found["map of rgb"]), expected.maps["rgb"], rtol=0, atol=0)
+    assert Path("contribution.png").stat().st_size > 1000
+
+
 def test_evaluate_prints_and_keeps_the_table(run, two):
     np.save("mask.npy", np.arange(16 * 20).reshape(16, 20) > 150)
     words = ["--method", "hires-cam", "--method", "Integrated-Gradients", "--method", "fullgrad", *LAYERED]
@@ -120,6 +132,8 @@ METHOD = ["--method", "gradient"]
         (["contribution", *TWO, "--player", "dept"], "no input 'dept'; did you mean 'depth'?"),
         (["contribution", *TWO, "--player", "rgb", "--player", "rgb"], "there are two players called 'rgb'"),
         (["contribution", *TWO, "--player", "rgb", "--player", "a=rgb,depth"], "input 'rgb' belongs to two players"),
+        (["contribution", *TWO, "--regions", "rgb=2xa"], "regions are a number, or rows x columns as in 2x3, not '2xa'"),
+        (["contribution", *TWO, "--regions", "2", "--player", "rgb"], "give --player or --regions, not both"),
         (["contribution", *TWO[:-2]], "so say what to explain with output="),
         (["evaluate", *TWO, "--method", "gradients"], "no method 'gradients'; did you mean 'gradient'?"),
         (["evaluate", *TWO, *METHOD, "--metric", "deletoin"], "no metric 'deletoin'; did you mean 'deletion'?"),
