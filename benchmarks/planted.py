@@ -28,6 +28,7 @@ from benchmarks.planted_data import (
     standardised,
     statistics,
 )
+from benchmarks.planted_figure import picture
 from benchmarks.planted_methods import sources
 from benchmarks.planted_report import Key, Run, Scores, report
 from multicam import Maps, MulticamError
@@ -116,7 +117,7 @@ def trained(inputs: Batch, photos: Tensor, steps: int, seed: int) -> nn.Module:
 def scored(found: Maps | Contribution, samples: Samples) -> Scores:
     """What an explanation got right, sample by sample."""
     n = len(samples.label)
-    named, hit, best, inside = (torch.zeros(n) for _ in range(4))
+    named, least, hit, best, inside = (torch.zeros(n) for _ in range(5))
     for i, name in enumerate(INPUTS):
         here = samples.where == i
         if not here.any():
@@ -127,17 +128,19 @@ def scored(found: Maps | Contribution, samples: Samples) -> Scores:
         maps = {other: m[here] for other, m in found.items()}
         region = samples.regions[name][here]
         named[here] = names_input(maps, name).float()
+        mass = torch.stack([m.clamp(min=0).flatten(1).mean(1) for m in maps.values()])
+        least[here] = ((mass <= maps[name].clamp(min=0).flatten(1).mean(1)).sum(0) == 1).float()
         hit[here] = pointing_game(maps[name], region).float()
         inside[here] = energy_inside(maps[name], region)
         others = torch.stack([maps[other].flatten(1).amax(1) for other in INPUTS if other != name]).amax(0)
         best[here] = hit[here] * (maps[name].flatten(1).amax(1) > others)
     if isinstance(found, Contribution):
         return Scores(samples.photos, named)
-    return Scores(samples.photos, named, hit, inside, best, found.comparable)
+    return Scores(samples.photos, named, least, hit, inside, best, found.comparable)
 
 
-def run(seed: int, size: Size, group: str = "final") -> Run:
-    """Trains a model on the training photos and explains samples of those of another group."""
+def prepared(seed: int, size: Size, group: str) -> tuple[nn.Module, Batch, Samples]:
+    """A model of the training photos, references from these, and samples from the photos of another group."""
     torch.set_num_threads(1)
     generator = Generator().manual_seed(seed)
     images, photos = crops("training", size.crops, generator)
@@ -148,7 +151,12 @@ def run(seed: int, size: Size, group: str = "final") -> Run:
     rows = torch.randperm(size.crops, generator=generator)[: size.references]
     references = planted({name: x[rows] for name, x in inputs.items()}, photos[rows], generator).inputs
     images, photos = crops(group, size.samples, generator)
-    samples = planted(standardised(companions(images), known), photos, generator)
+    return model, references, planted(standardised(companions(images), known), photos, generator)
+
+
+def run(seed: int, size: Size, group: str) -> Run:
+    """One model, and what all explanations of it got right."""
+    model, references, samples = prepared(seed, size, group)
     with torch.no_grad():
         right = model(**samples.inputs).argmax(1) == samples.label
     scores: dict[Key, Scores] = {}
@@ -177,9 +185,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--quick", action="store_true", help="one model that learns nothing, to see that everything runs"
     )
     parser.add_argument("--write", type=Path, metavar="PAGE", help="a page whose results to replace")
+    parser.add_argument(
+        "--figure", type=Path, metavar="PICTURE", help="draw one sample of the first model, and nothing else"
+    )
     given = parser.parse_args(arguments)
     began = time.perf_counter()
     seeds, size = (1, QUICK) if given.quick else (given.seeds, Size())
+    if given.figure is not None:
+        model, _, samples = prepared(0, size, given.photos)
+        picture(model, samples).save(given.figure)
+        return
     with ProcessPoolExecutor(min(given.workers, seeds), mp_context=get_context("spawn")) as pool:
         runs = list(pool.map(run, range(seeds), [size] * seeds, [given.photos] * seeds))
     where = (

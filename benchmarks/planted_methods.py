@@ -1,7 +1,7 @@
 """All ways to explain a model of planted evidence: those of multicam, baselines that do not know the model, and pytorch-grad-cam."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -58,7 +58,7 @@ class Source:
 
     name: str
     whose: str
-    make: Callable[[nn.Module, Samples], dict[str, Maps | Contribution]]
+    make: Callable[[nn.Module, Samples], Mapping[str, Maps | Contribution]]
     slow: bool = False
 
 
@@ -83,16 +83,13 @@ def sources(references: Batch) -> Iterator[Source]:
     yield _one(
         "expected_gradients", lambda model, inputs, target: expected_gradients(model, inputs, references, target), True
     )
-    yield Source("attention", OURS, _attention)
-    for name, options in {
-        "contribution, baseline 0": {},
-        'contribution, baseline "mean"': {"baseline": "mean"},
-        "contribution, references": {"references": references},
-    }.items():
-        yield Source(name, OURS, partial(_contribution, name, options), "references" in options)
+    yield Source("attention", OURS, attention_maps)
+    yield _contribution("contribution, baseline 0")
+    yield _contribution('contribution, baseline "mean"', baseline="mean")
+    yield _contribution("contribution, references", slow=True, references=references)
     yield Source("baselines", BASELINE, _baselines)
     for peer in PEERS:
-        yield Source(peer, PEER, partial(_peer, peer), peer in SLOW)
+        yield Source(peer, PEER, partial(_of_peer, peer), peer in SLOW)
 
 
 def _named(method: str) -> str:
@@ -101,7 +98,7 @@ def _named(method: str) -> str:
 
 
 def _one(name: str, explain: Explain, slow: bool = False) -> Source:
-    def make(model: nn.Module, samples: Samples) -> dict[str, Maps | Contribution]:
+    def make(model: nn.Module, samples: Samples) -> dict[str, Maps]:
         call = Inputs(**samples.inputs).bind(model)
         return {name: explained_maps(explain, model, call, samples.label.tolist())}
 
@@ -116,18 +113,20 @@ def _with_layers(function: Callable[..., Any], model: nn.Module, inputs: Any, ta
     return function(model, inputs, LAYERS, target)
 
 
-def _attention(model: nn.Module, samples: Samples) -> dict[str, Maps | Contribution]:
+def attention_maps(model: nn.Module, samples: Samples) -> dict[str, Maps]:
+    """Maps by the way to read attention."""
     found = of_attention(attention(model, samples.inputs, samples.label.tolist()), INPUTS)
     return {title: Maps(found[name], getattr(found[name], "comparable", True)) for title, name in READINGS.items()}
 
 
-def _contribution(
-    name: str, options: dict[str, Any], model: nn.Module, samples: Samples
-) -> dict[str, Maps | Contribution]:
-    return {name: contribution(model, samples.inputs, samples.label.tolist(), **options)}
+def _contribution(name: str, slow: bool = False, **options: Any) -> Source:
+    def make(model: nn.Module, samples: Samples) -> dict[str, Contribution]:
+        return {name: contribution(model, samples.inputs, samples.label.tolist(), **options)}
+
+    return Source(name, OURS, make, slow)
 
 
-def _baselines(model: nn.Module, samples: Samples) -> dict[str, Maps | Contribution]:
+def _baselines(model: nn.Module, samples: Samples) -> dict[str, Maps]:
     del model
     generator = Generator().manual_seed(0)
     size = {name: (len(samples.label), *x.shape[2:]) for name, x in samples.inputs.items()}
@@ -144,12 +143,16 @@ def _centre(n: int, height: int, width: int) -> Tensor:
     return (-(rows[:, None] ** 2 + columns**2)).exp().expand(n, -1, -1)
 
 
-def _peer(name: str, model: nn.Module, samples: Samples) -> dict[str, Maps | Contribution]:
-    """The library's own maps, each scaled to 0..1 as its users get them; one call for each layer."""
+def peer_maps(name: str, model: nn.Module, samples: Samples) -> Maps:
+    """Pytorch-grad-cam's own maps, each scaled to 0..1 as its users get them; one call for each layer."""
     packed = PackedModel(model, samples.inputs, layers=list(LAYERS.values()))
     targets = [ClassifierOutputTarget(label) for label in samples.label.tolist()]
     found = {}
     for at, tap in zip(LAYERS, packed.target_layers, strict=True):
         with getattr(pytorch_grad_cam, name)(packed, [tap]) as cam:
             found[at] = packed.maps(torch.from_numpy(cam(packed.pack(samples.inputs), targets)))[at]
-    return {name: Maps(found, comparable=False)}
+    return Maps(found, comparable=False)
+
+
+def _of_peer(name: str, model: nn.Module, samples: Samples) -> dict[str, Maps]:
+    return {name: peer_maps(name, model, samples)}

@@ -22,7 +22,8 @@ class Scores:
     Attributes:
         photos: The photo that each sample is from.
         named: Whether it names the input.
-        hit: Whether the peak of the right input's map lies in the region; None for methods that have no map.
+        least: Whether it would by the map with the least evidence; None for methods that have no map, as below.
+        hit: Whether the peak of the right input's map lies in the region.
         inside: The share of that map's evidence that lies there.
         overall: Whether the peak of the maps of all inputs lies there.
         comparable: Whether the method says that its maps of several inputs compare.
@@ -30,6 +31,7 @@ class Scores:
 
     photos: Tensor
     named: Tensor
+    least: Tensor | None = None
     hit: Tensor | None = None
     inside: Tensor | None = None
     overall: Tensor | None = None
@@ -106,6 +108,13 @@ def _summary(named: Mapping[Key, Tensor], found: Mapping[Key, Sequence[Scores]])
                 f"{'baseline' if whose == BASELINE else 'result of pytorch-grad-cam'}, {best[whose][1]} ({other.mean():.1%}; "
                 f"95 % interval of the difference {low * 100:.1f} to {high * 100:.1f})."
             )
+    least = {key: cells(scores, lambda s: s.least) for key, scores in found.items() if key[0] == PEER}
+    key = _best(least, lambda _: True)
+    low, high = interval(ours - least[key])
+    said.append(
+        f"Read the other way round, by the map with the least mass, the best result of pytorch-grad-cam is {key[1]} "
+        f"({least[key].mean():.1%}), {(ours - least[key]).mean() * 100:.1f} points behind ({low * 100:.1f} to {high * 100:.1f})."
+    )
     ends = {key: interval(means) for key, means in named.items()}
     among = [_title(key) for key, (low, high) in ends.items() if low <= CHANCE <= high]
     below = [_title(key) for key, (_, high) in ends.items() if high < CHANCE]
@@ -129,8 +138,16 @@ def _naming(named: Mapping[Key, Tensor], found: Mapping[Key, Sequence[Scores]]) 
         low, high = interval(means)
         says = "yes" if scores[0].comparable else "no"
         cells = [key[0], says, str(len(scores[0].named)), _spread(means.mean(1)), f"{low:.2f} to {high:.2f}"]
-        rows.append([key[1], *cells])
-    head = ["method", "whose", "says that its maps compare", "samples a seed", "names the input", "95 % interval"]
+        rows.append([key[1], *cells, _least(scores)])
+    head = [
+        "method",
+        "whose",
+        "says that its maps compare",
+        "samples a seed",
+        "names the input",
+        "95 % interval",
+        "the least mass would",
+    ]
     return table(head, rows)
 
 
@@ -147,6 +164,11 @@ def _pointing(maps: Mapping[Key, Sequence[Scores]], named: Mapping[Key, Tensor])
         "peak in the region, of all inputs",
     ]
     return table(head, rows)
+
+
+def _least(scores: Sequence[Scores]) -> str:
+    means = [s.least.mean() for s in scores if s.least is not None]
+    return _spread(torch.stack(means)) if means else "-"
 
 
 def _named(means: Tensor | None) -> float:
