@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -355,9 +356,19 @@ def _per_sample(calls: Sequence[AttentionCall], matrices: Sequence[Tensor]) -> l
     """For each sample the attentions that have queries of it, by their numbers, from matrices `(b 1 q k)`."""
     wide = [m.to(torch.promote_types(m.dtype, torch.float32)) for m in matrices]
     return [
-        {i: call.dense(wide[i], sample) for i, call in enumerate(calls) if (call.samples() == sample).any()}
+        _as_one({i: call.dense(wide[i], sample) for i, call in enumerate(calls) if (call.samples() == sample).any()})
         for sample in range(samples(calls))
     ]
+
+
+def _as_one(denses: dict[int, Dense]) -> dict[int, Dense]:
+    """The same with own tokens that became one as one, unless they stand side by side in an attention, too."""
+    same = {
+        i: replace(d, queries=d.forward.places.one(d.queries), keys=d.forward.places.one(d.keys))
+        for i, d in denses.items()
+    }
+    apart = all(len(torch.unique(ids)) == len(ids) for dense in same.values() for ids in (dense.queries, dense.keys))
+    return same if apart else denses
 
 
 def _independent(calls: Sequence[AttentionCall]) -> list[list[int]]:

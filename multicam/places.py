@@ -88,6 +88,10 @@ class Places:
         self._level = np.zeros(1024, np.int64)
         self._boxes = np.repeat([0.0, 1.0], 3)[:, None].repeat(1024, axis=1)
         self._known: dict[bytes, np.ndarray] = {}
+        self._slots: dict[int, tuple[int, int]] = {}  # of own tokens that nothing attends to yet: which one of how many
+        self._one: dict[
+            int, int
+        ] = {}  # of own tokens that became one: the token they became, or the next on the way there
 
     def __len__(self) -> int:
         return self._n
@@ -217,7 +221,22 @@ class Places:
         flat = samples.reshape(-1)
         boxes = np.repeat([0.0, 1.0], 3)[:, None].repeat(flat.size, axis=1)
         ids = self.add(flat, np.zeros(flat.size, np.int64), boxes)
+        n = samples.shape[-1]
+        self._slots |= {token: (i % n, n) for i, token in enumerate(ids.tolist())}
         return np.where(flat < 0, LOST, ids).reshape(samples.shape)
+
+    def attended(self, ids: Int[Tensor, "..."]) -> None:
+        """Take note that something attends to these tokens: what becomes one with them later was not read with them."""
+        for token in torch.unique(ids).tolist():
+            self._slots.pop(token, None)
+
+    def one(self, ids: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The ids with own tokens that became one as one.
+
+        A learned query that reads several inputs by several attentions is another token in each; where their results are added, or mixed channel by
+        channel, they are one token that read all of them.
+        """
+        return torch.tensor([self._root(token) for token in ids.tolist()], dtype=ids.dtype, device=ids.device)
 
     def whole(self, name: str, samples: int, grid: Grid) -> Lattice:
         """A grid over the whole of an input, for each sample."""
@@ -271,7 +290,24 @@ class Places:
             ]
             inputs = np.bitwise_or.reduce(np.where(counted, self._inputs[rows], 0), axis=1)
             result[new] = self.add(one[new], inputs, np.stack(boxes))
+            for i in np.flatnonzero(inputs == 0) if self._slots else ():
+                self._become(int(result[new][i]), np.unique(rows[i][counted[i]]).tolist())
         return result
+
+    def _become(self, token: int, several: Sequence[int]) -> None:
+        """Make one of own tokens that are the same one of equally many, as far as nothing attends to them yet."""
+        slots = {self._slots.get(other) for other in several}
+        if len(slots) > 1 or None in slots:
+            return
+        self._slots[token] = self._slots[several[0]]
+        for other in several:
+            if (root := self._root(other)) != self._root(token):
+                self._one[root] = self._root(token)
+
+    def _root(self, token: int) -> int:
+        while token in self._one:
+            token = self._one[token]
+        return token
 
     def joined(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """What becomes of ids that meet in an element-wise operation, by the rules in `multicam.origins`."""
@@ -292,6 +328,8 @@ class Places:
         new = both & np.where(near, (inputs != inputs_a) & (inputs != inputs_b), inputs_a == inputs_b)
         mixed = (level_a > 0) & (level_b > 0) & (self._sample[a] != self._sample[b])
         new &= ~mixed
+        for i in np.flatnonzero((level_a == _OWN) & (level_b == _OWN) & (a != b) & ~mixed) if self._slots else ():
+            self._become(int(a[i]), [int(a[i]), int(b[i])])
         if new.any():
             first, second = self._boxes[:, a[new]], self._boxes[:, b[new]]
             boxes = np.concatenate([np.minimum(first[:3], second[:3]), np.maximum(first[3:], second[3:])])

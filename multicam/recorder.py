@@ -348,6 +348,7 @@ class Recorder(TorchDispatchMode):
             rows = self._origins.own(len(rows), rows.shape[1], self._sampled(columns))
         if not columns.any():
             columns = rows if same else self._origins.own(len(columns), columns.shape[1], self._sampled(rows))
+        self._origins.places.attended(columns)
         return rows, columns
 
     def _sampled(self, others: Tensor) -> Tensor | None:

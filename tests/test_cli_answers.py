@@ -146,7 +146,7 @@ METHOD = ["--method", "gradient"]
         (["evaluate", *TWO, *METHOD, "--out", "table.txt"], "no kind of table '.txt'"),
         (["evaluate", *TWO, *METHOD, "--steps", "0"], "steps must be a whole number of at least 1"),
     ],
-    ids=range(14),
+    ids=range(16),
 )  # fmt: skip
 def test_an_error_is_one_clean_line(run, argv, message):
     code, _, err = run(*argv)

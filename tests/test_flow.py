@@ -673,3 +673,36 @@ def test_the_order_of_time_is_the_order_of_calls() -> None:
     assert all(first.forward is second.forward for first, second in pairwise(att))
     backwards = rollout(att[::-1]).matrix()
     assert not torch.allclose(backwards, rollout(att).matrix())
+
+
+class Latents(nn.Module):
+    """Learned queries that read two inputs by an attention each, and attend to each other."""
+
+    def __init__(self, fused: str) -> None:
+        super().__init__()
+        self.fused = fused
+        self.queries = nn.Parameter(torch.randn(1, 3, 8))
+        self.rgb, self.freq = (nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2))
+        self.patches = nn.ModuleList([nn.Conv2d(3, 8, 4, 4), nn.Conv2d(1, 8, 4, 4)])
+        self.both, self.own = nn.Linear(16, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, rgb: Tensor, freq: Tensor) -> Tensor:
+        tokens = [patch(x).flatten(2).mT for patch, x in zip(self.patches, (rgb, freq), strict=True)]
+        queries = self.queries.expand(len(rgb), -1, -1)
+        read = [
+            attn(queries, x, x, need_weights=False)[0] for attn, x in zip((self.rgb, self.freq), tokens, strict=True)
+        ]
+        x = read[0] + read[1] if self.fused == "added" else self.both(torch.cat(read, -1))
+        return (x + self.own(x, x, x, need_weights=False)[0]).mean(1)
+
+
+@pytest.mark.parametrize("fused", ["added", "mixed"])
+def test_learned_queries_that_read_several_inputs_are_one_token_that_read_all(fused: str) -> None:
+    torch.manual_seed(0)
+    inputs = {"rgb": torch.rand(2, 3, 12, 16), "freq": torch.rand(2, 1, 12, 16)}
+    att = attention(Latents(fused), inputs, 1)
+    together = relevance(att).maps(query="mean")
+    for name, reads in (("rgb", att[0]), ("freq", att[1])):
+        alone = relevance([reads, att[2]]).maps(query="mean")[name]
+        assert alone.mean() > 0
+        torch.testing.assert_close(together[name], alone)
