@@ -143,7 +143,7 @@ def region_contribution(
         )
     labels = {}
     for short, cut in cuts.items():
-        name, places = placed(call, str(short))
+        name, places = placed(call, short)
         labels[name] = _labels(name, call.leaves[name], places, cut)
     whole = Game(model, call, list(labels), target, output=output, baseline=baseline, references=references)
     for name in labels:
