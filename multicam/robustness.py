@@ -59,9 +59,9 @@ class Infidelity:
 
     @property
     def correlation(self) -> Float[Tensor, " b"]:
-        """Pearson's correlation of the two, the faithfulness correlation of Bhatt et al. 2020, arXiv:2005.00631.
+        """Pearson's correlation of the two, known as faithfulness correlation.
 
-        Zero where either is the same for all perturbations.
+        Bhatt et al. 2020, arXiv:2005.00631, definition 3. Zero where either is the same for all perturbations.
 
         Example:
             >>> Infidelity(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[9.0, 7.0, 5.0]])).correlation
