@@ -564,7 +564,7 @@ def test_a_region_contribution_shows_itself() -> None:
         ({"target": 5}, "target class 5 does not exist"),
         ({"target": lambda output: output[:, 0] * torch.tensor([1.0, 2.0])}, "treats each sample differently"),
     ],
-    ids=str,
+    ids=lambda given: given if isinstance(given, str) else "-".join(given),
 )  # fmt: skip
 def test_bad_input(options: dict[str, Any], message: str) -> None:
     with pytest.raises(MulticamError) as error:
