@@ -1,6 +1,7 @@
 """Shares of regions against the definition on full passes, closed forms, captum and the axioms."""
 
 import builtins
+import re
 from collections.abc import Callable, Mapping
 from itertools import combinations
 from math import comb
@@ -564,7 +565,7 @@ def test_a_region_contribution_shows_itself() -> None:
         ({"target": 5}, "target class 5 does not exist"),
         ({"target": lambda output: output[:, 0] * torch.tensor([1.0, 2.0])}, "treats each sample differently"),
     ],
-    ids=lambda given: given if isinstance(given, str) else "-".join(given),
+    ids=lambda given: re.sub(" at 0x[0-9a-f]+", "", str(given)),
 )  # fmt: skip
 def test_bad_input(options: dict[str, Any], message: str) -> None:
     with pytest.raises(MulticamError) as error:
