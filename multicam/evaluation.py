@@ -14,6 +14,7 @@ from multicam.baselines import Baseline
 from multicam.errors import MulticamError, at_least_one, unknown
 from multicam.explaining import Explain, named_maps, refuse_uncallable
 from multicam.inputs import Inputs
+from multicam.maps import Maps
 from multicam.measures import METRICS, Explained, Metric
 from multicam.progress import progress
 from multicam.ranking import Evaluation
@@ -71,7 +72,7 @@ def evaluate(
       `"pointing within"` ↑, `"energy within"` ↑: the same in the map of the input that has the region, whatever the others say.
     - `"names input"` ↑: whether the largest map is that of this input, see `names_input`.
     - `"sparseness"` ↑, `"complexity"` ↓: how few places hold the evidence, those of all inputs together.
-    - `"seconds"` ↓: the time of the explanation of each sample.
+    - `"seconds"` ↓: the time of the explanation of each sample; that of a method's first batch includes what it does only once.
 
     Where the maps of a method do not compare between inputs (`comparable = False`), its places are ranked together with each map
     divided by the mean of its absolute values; what asks for the right input (`pointing`, `energy`, `names input`) has no meaning then.
@@ -110,6 +111,9 @@ def evaluate(
     at_least_one("samples", samples)
     found: dict[str, dict[str, list[Tensor]]] = {label: {judge.name: [] for judge in judges} for label in methods}
     apart = set()
+    explained_inputs: dict[
+        int, tuple[str, ...]
+    ] = {}  # by batch; of two methods that explain other inputs none is better
 
     def rounds() -> Iterator[tuple[int, Inputs, Any, Any, str]]:
         for i, given in enumerate(data):
@@ -127,6 +131,7 @@ def evaluate(
             start = perf_counter()
             one = explain(model, call.own(), target)
             maps = named_maps(one, call)
+            _refuse_other_places(maps, call, explained_inputs.setdefault(i, tuple(sorted(maps))))
             if any(m.is_cuda for m in maps.values()):
                 torch.cuda.synchronize()  # it may not have finished
             seconds = (perf_counter() - start) / call.batch
@@ -178,6 +183,20 @@ def _refuse_other_methods(methods: Mapping[str, Explain]) -> None:
     for label, explain in methods.items():
         with _told(f"method {label!r}"):
             refuse_uncallable(explain)
+
+
+def _refuse_other_places(maps: Maps, call: Inputs, names: tuple[str, ...]) -> None:
+    if tuple(sorted(maps)) != names:
+        raise MulticamError(
+            f"it explains {', '.join(map(repr, sorted(maps)))}, and another method {', '.join(map(repr, names))}: only methods that explain "
+            "the same inputs compare"
+        )
+    for name, m in maps.items():
+        leaf = call.leaves[name]
+        if leaf.ndim == 4 and tuple(m.shape) != (call.batch, *leaf.shape[-2:]):
+            raise MulticamError(
+                f"the map {tuple(m.shape)} of input {name!r} {tuple(leaf.shape)} is not of its size, {(call.batch, *leaf.shape[-2:])}"
+            )
 
 
 def _regions(call: Inputs, regions: Any) -> dict[str, Tensor] | None:

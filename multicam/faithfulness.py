@@ -65,7 +65,7 @@ def deletion(
 
     Petsiuk et al. 2018, arXiv:1806.07421, section 4.2. With maps of several inputs, the places of all of them are ranked together by
     their density, and a place counts by its share of the area of all: for maps that compare, this also judges what a map says about
-    which input matters. Places that are alike come in random order.
+    which input matters; those that do not are put on one scale, each divided by its mean absolute value. Places that are alike come in random order.
 
     Args:
         model: Any module; it is not changed.
@@ -167,7 +167,7 @@ def road(
         raise MulticamError(f"order is 'most' or 'least' relevant first, not {order!r}")
     call, named = _laid(model, inputs, maps)
     ranks = _ranks({name: -m if order == "least" else m for name, m in named.items()}, seed)
-    fractions = torch.linspace(0, 1, at_least_one("steps", steps) + 1)
+    fractions = torch.linspace(0, 1, at_least_one("steps", steps) + 1, dtype=torch.float64)
 
     def changed(name: str, sample: int, share: float) -> Tensor:
         keep = ranks[name][sample] >= share
@@ -241,7 +241,8 @@ def seen_through(
     changed = {}
     for name, m in named.items():
         mask = m.clamp(min=0) / tops[name].where(tops[name] > 0, 1)[:, None, None]
-        changed[name] = call.leaves[name] * mask[:, None].to(call.leaves[name])
+        seen = call.leaves[name] * mask[:, None]
+        changed[name] = (seen if call.leaves[name].is_floating_point() else seen.round()).to(call.leaves[name])
     return Masked(trace.scores, trace.again(call.replace(changed)).scores)
 
 
@@ -260,7 +261,7 @@ def _followed(
     call, named = _laid(model, inputs, maps)
     ranks = _ranks(named, seed)
     nothing = baselines(call, list(named), baseline)
-    fractions = torch.linspace(0, 1, at_least_one("steps", steps) + 1)
+    fractions = torch.linspace(0, 1, at_least_one("steps", steps) + 1, dtype=torch.float64)
 
     def changed(name: str, sample: int, share: float) -> Tensor:
         first = (ranks[name][sample] < share).unsqueeze(0)
@@ -290,13 +291,13 @@ def _scored(
         )
         for sample, part in progress(rows, len(rows), title)
     ]
-    return Curve(fractions, torch.cat(found).cpu().view(call.batch, len(fractions)))
+    return Curve(fractions.float(), torch.cat(found).cpu().view(call.batch, len(fractions)))
 
 
 def _laid(model: nn.Module, inputs: Any, maps: MapsLike) -> tuple[Inputs, Maps]:
     """The call, and the maps by the full names of their inputs."""
     call = Inputs.of(inputs).bind(unwrapped(model)).own()
-    named = named_maps(maps, call)
+    named = named_maps(maps, call).on_one_scale()
     for name, m in named.items():
         size = (call.batch, *call.leaves[name].shape[-2:])
         if name not in call.images or call.leaves[name].ndim != 4 or tuple(m.shape) != size:
@@ -312,14 +313,13 @@ def _ranks(maps: Mapping[str, Tensor], seed: int) -> dict[str, Float[Tensor, "b 
     """For every place the share of all area that comes before it, where the highest values come first."""
     generator = torch.Generator().manual_seed(seed)
     flat = torch.cat([m.detach().flatten(1).float().cpu() for m in maps.values()], 1)
-    areas = torch.cat([torch.full((m[0].numel(),), 1 / m[0].numel() / len(maps)) for m in maps.values()])
+    areas = torch.cat(
+        [torch.full((m[0].numel(),), 1 / m[0].numel() / len(maps), dtype=torch.float64) for m in maps.values()]
+    )
     shuffled = torch.randperm(flat.shape[1], generator=generator, device="cpu")
     order = shuffled[flat[:, shuffled].argsort(dim=1, descending=True, stable=True)]
     before = areas[order].double().cumsum(1) - areas[order]
     ranks = torch.empty_like(before).scatter_(1, order, before)
     parts = torch.split(ranks, [m[0].numel() for m in maps.values()], 1)
     # Places that lie exactly at a step belong to the next, also where sums of shares round.
-    return {
-        name: (part + 1e-9).float().view(m.shape).to(m.device)
-        for (name, m), part in zip(maps.items(), parts, strict=True)
-    }
+    return {name: (part + 1e-9).view(m.shape).to(m.device) for (name, m), part in zip(maps.items(), parts, strict=True)}

@@ -213,7 +213,7 @@ def relevance(
         raise unknown("rule", rule, RULES)
     calls = _usable(att, forward)
     matrices = [(call.grad * call.probs).clamp(min=0).mean(1, keepdim=True) for call in calls]
-    states = [_State(denses, whole=rule == "chefer") for denses in _per_sample(calls, matrices)]
+    states = [_State(_as_one(denses), whole=rule == "chefer") for denses in _per_sample(calls, matrices)]
     runs = _independent(calls)
     for state in states:
         streams = state.streams() if rule == "chefer" else None
@@ -356,7 +356,7 @@ def _per_sample(calls: Sequence[AttentionCall], matrices: Sequence[Tensor]) -> l
     """For each sample the attentions that have queries of it, by their numbers, from matrices `(b 1 q k)`."""
     wide = [m.to(torch.promote_types(m.dtype, torch.float32)) for m in matrices]
     return [
-        _as_one({i: call.dense(wide[i], sample) for i, call in enumerate(calls) if (call.samples() == sample).any()})
+        {i: call.dense(wide[i], sample) for i, call in enumerate(calls) if (call.samples() == sample).any()}
         for sample in range(samples(calls))
     ]
 

@@ -17,6 +17,7 @@ from multicam.mixing import Mixing
 from multicam.progress import progress
 from multicam.targets import OutputLike, TargetLike, as_target, pinned, score, select_output, taken
 from multicam.trace import Trace
+from multicam.tree import rebuild
 
 Players = Sequence[str | Sequence[str]] | Mapping[str, str | Sequence[str]]
 
@@ -123,7 +124,7 @@ class Game(Scored):
             self.references = {name: x[None].expand(1 if alone else self.batch, *x.shape) for name, x in known.items()}
         self._games: dict[tuple[int, ...], Mixing] = {}
         mixing = self._mixing(())
-        fixed = pinned(self._target, select_output(mixing.output, output))
+        fixed = pinned(self._target, select_output(self._of_samples(mixing.output), output))
         if fixed is not self._target:
             self._target = taken(fixed, range(self.batch))
         elif self.batch > 1 and not hasattr(fixed, "take"):
@@ -133,11 +134,14 @@ class Game(Scored):
     def __call__(self, coalitions: Bool[Tensor, "n k"], samples: Sequence[int] | None = None) -> Float[Tensor, "b n"]:
         """The scores with these players, see `Scored`."""
         samples = range(self.batch) if samples is None else samples
-        scores = torch.empty(len(samples), len(coalitions))
         gone = [tuple(i for i in self._gone if not row[i]) for row in coalitions.tolist()]
+        found = []
         for without in dict.fromkeys(gone):
             chosen = [n for n, each in enumerate(gone) if each == without]
-            scores[:, chosen] = self._scores(without, coalitions[chosen][:, self._mixed].tolist(), samples)
+            found.append((chosen, self._scores(without, coalitions[chosen][:, self._mixed].tolist(), samples)))
+        scores = torch.empty(len(samples), len(coalitions), dtype=found[0][1].dtype)
+        for chosen, part in found:
+            scores[:, chosen] = part
         return scores
 
     def _scores(
@@ -162,6 +166,16 @@ class Game(Scored):
         """Whether each sample has references of its own, and how many there are."""
         any_of = next(iter(self.references.values()), torch.empty(1, 1))
         return len(any_of) > 1 or self.batch == 1, any_of.shape[1]
+
+    def _of_samples(self, output: Any) -> Any:
+        """What the model returned for the samples themselves, without that for what replaces them."""
+        apart, each = self._apart
+        rows = self.batch + (self.batch if apart else 1) * each
+        if isinstance(output, list) and len(output) == rows:
+            return output[: self.batch]  # detections, sample by sample
+        return rebuild(
+            output, lambda _, x: x[: self.batch] if isinstance(x, Tensor) and x.ndim and len(x) == rows else x
+        )
 
     def _mixing(self, without: tuple[int, ...]) -> Mixing:
         """All samples, and behind them their references, as one call; without some players there is None instead of them."""

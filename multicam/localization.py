@@ -29,7 +29,7 @@ def pointing_game(maps: Float[Tensor, "b h w"], regions: Bool[Tensor, "..."]) ->
     _check(maps, regions)
     flat = maps.flatten(1)
     peaks = flat == flat.amax(1, keepdim=True)
-    return ~(peaks & ~regions.flatten(1)).any(1)
+    return peaks.any(1) & ~(peaks & ~regions.flatten(1)).any(1)  # a map with NaN has no peak
 
 
 def energy_inside(maps: Float[Tensor, "b h w"], regions: Bool[Tensor, "..."]) -> Float[Tensor, " b"]:

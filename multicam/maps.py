@@ -23,6 +23,20 @@ class Maps(dict[str, Tensor]):
         )
         return f"Maps({shown}, comparable={self.comparable})"
 
+    def on_one_scale(self) -> "Maps":
+        """The maps; several that do not compare each divided by the mean of its absolute values, so that all inputs count alike.
+
+        Example:
+            >>> import torch
+            >>> maps = Maps({"rgb": torch.full((1, 2, 2), 3.0), "depth": torch.full((1, 4, 4), 1.0)}, comparable=False)
+            >>> [m.mean().item() for m in maps.on_one_scale().values()]
+            [1.0, 1.0]
+        """
+        if self.comparable or len(self) == 1:
+            return self
+        sizes = {name: m.abs().flatten(1).mean(1).view(-1, *[1] * (m.ndim - 1)) for name, m in self.items()}
+        return Maps({name: m / sizes[name].where(sizes[name] > 0, 1) for name, m in self.items()}, comparable=False)
+
     def shares(self) -> Tensor:
         """Each sample's positive evidence per map as a share of all of it: `(b k)` in the order of the keys.
 

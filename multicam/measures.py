@@ -65,14 +65,6 @@ class Explained:
         return self.maps.comparable or len(self.maps) == 1
 
     @property
-    def on_one_scale(self) -> Maps:
-        """The maps, those that do not compare each divided by the mean of its absolute values, so that all inputs count alike."""
-        if self.compares:
-            return self.maps
-        sizes = {name: m.abs().flatten(1).mean(1).view(-1, *[1] * (m.ndim - 1)) for name, m in self.maps.items()}
-        return Maps({name: m / sizes[name].where(sizes[name] > 0, 1) for name, m in self.maps.items()})
-
-    @property
     def places(self) -> dict[str, Bool[Tensor, "b ..."]]:
         """The regions as masks of the size of each map; all of an input that has none lies outside.
 
@@ -121,7 +113,7 @@ class Explained:
     @cached_property
     def infidelity(self) -> Infidelity:
         """What is predicted for random rectangles, and what happens."""
-        found = self.found if isinstance(self.found, Attributions) else self.on_one_scale
+        found = self.found if isinstance(self.found, Attributions) else self.maps.on_one_scale()
         options = _baseline(self) | _options(self)
         return infidelity(self.model, self.inputs, found, self.target, samples=self.samples, **options)
 
@@ -155,20 +147,25 @@ def _baseline(e: Explained) -> dict[str, Any]:
 
 def _area(curve: Callable[..., Curve]) -> Callable[[Explained], Tensor]:
     """The area under a curve that leads to or from a baseline."""
-    return lambda e: (
-        curve(e.model, e.inputs, e.on_one_scale, e.target, steps=e.steps, **_baseline(e), **_options(e)).area
-    )
+    return lambda e: curve(e.model, e.inputs, e.maps, e.target, steps=e.steps, **_baseline(e), **_options(e)).area
 
 
 def _imputed(order: Literal["most", "least"]) -> Callable[[Explained], Tensor]:
     """The area under a curve of ROAD."""
-    return lambda e: road(e.model, e.inputs, e.on_one_scale, e.target, order=order, steps=e.steps, **_options(e)).area
+    return lambda e: road(e.model, e.inputs, e.maps, e.target, order=order, steps=e.steps, **_options(e)).area
 
 
 def _randomization(e: Explained) -> Tensor:
     """The mean agreement with the maps of randomised copies, over their stages and the inputs."""
     found = parameter_randomization(e.model, e.inputs, e.explain, e.target, output=e.output, seed=e.seed)
-    return torch.stack(list(found.agreement.values())).nanmean((0, 1))
+    # A map turned into its opposite depends on the old one as much as one that stayed.
+    return torch.stack(list(found.agreement.values())).abs().nanmean((0, 1))
+
+
+def _named(e: Explained) -> Tensor:
+    """Whether the input is named right; a method that explains one of several inputs names none."""
+    right = names_input(e.maps, e.truth).float()
+    return torch.full_like(right, torch.nan) if len(e.maps) == 1 < len(e.inputs.images) else right
 
 
 def _beside(values: Mapping[str, Tensor]) -> Shaped[Tensor, "b 1 n"]:
@@ -232,9 +229,9 @@ METRICS = {
         Metric("pointing within", _within(pointing_game), "up"),
         Metric("energy", _over_inputs(lambda e: energy_inside(_evidence(e.maps), _beside(e.places))), "up"),
         Metric("energy within", _within(energy_inside), "up"),
-        Metric("names input", _over_inputs(lambda e: names_input(e.maps, e.truth)), "up"),
-        Metric("sparseness", lambda e: sparseness(_evidence(e.on_one_scale)), "up"),
-        Metric("complexity", lambda e: complexity(_evidence(e.on_one_scale)), "down"),
+        Metric("names input", _over_inputs(_named), "up"),
+        Metric("sparseness", lambda e: sparseness(_evidence(e.maps.on_one_scale())), "up"),
+        Metric("complexity", lambda e: complexity(_evidence(e.maps.on_one_scale())), "down"),
         Metric("seconds", lambda e: torch.full((e.inputs.batch,), e.seconds), "down"),
     )
 }

@@ -65,7 +65,7 @@ def impute(
     for image, keep in zip(filled, known, strict=True):
         values = torch.from_numpy(_solved(image.detach().double().cpu().numpy(), keep.cpu().numpy()))
         values = values + noise * torch.randn(values.shape, generator=generator, device="cpu")
-        image[:, ~keep] = values.to(image)
+        image[:, ~keep] = (values if image.is_floating_point() else values.round()).to(image)
     return filled
 
 

@@ -159,12 +159,11 @@ class Mixing:
 
     def _prove(self) -> None:
         """Keep of the record what a full pass of mixed rows confirms, and compare scores."""
-        if not self._calls:
-            return
         n = 1  # another size than that of the record, which has a baseline besides, tells which axis is the batch
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randint(self._batch, (self._count + 1, n + 1), generator=generator, device="cpu").tolist()
-        parts, samples = [rows[:n] for rows in drawn[:-1]], drawn[-1][:n]
+        parts_of_all, samples_of_all = drawn[:-1], drawn[-1]
+        parts, samples = [rows[:n] for rows in parts_of_all], samples_of_all[:n]
         open_calls: list[Call] = []
         kept: dict[tuple[int, int], Call] = {}
         precision = [rounding(x) for x in self._model.parameters()]
@@ -187,8 +186,10 @@ class Mixing:
         whole = self._read(self.output, range(self._batch))
         tolerance = float(max(precision, default=0.0) * torch.cat([expected, whole]).abs().max() + 1e-3 * whole.std())
         try:
-            # With one row more, because it must not matter what else is in the batch.
-            agrees = within(self._scores(drawn[:-1], drawn[-1])[:n], expected, tolerance)
+            # Behind one row more, because neither the place in the batch nor what else is in it must matter.
+            agrees = within(
+                self._scores([rows[::-1] for rows in parts_of_all], samples_of_all[::-1])[-n:], expected, tolerance
+            )
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
             agrees = False
         if agrees:
@@ -197,6 +198,6 @@ class Mixing:
         warnings.warn(
             f"running the fusion of {type(self._model).__name__} on recorded encodings does not give the scores of running all of it, "
             "so all of it is run for every combination: some of its modules do not depend on what they are given alone, or scores depend "
-            "on what else is in the batch (then batch_size=1 runs each combination alone)",
+            "on what else is in the batch, or on the place in it (then batch_size=1 runs each combination alone)",
             stacklevel=2,
         )

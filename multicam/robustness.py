@@ -47,14 +47,16 @@ class Infidelity:
 
     @property
     def scaled(self) -> Float[Tensor, " b"]:
-        """The infidelity of the explanation times the factor that suits it best, so that its scale does not matter.
+        """The infidelity of the explanation times the factor of at least zero that suits it best, so that its scale does not matter.
+
+        The same as captum's with `normalize=True` where that factor is not negative: an explanation that is the wrong way round is not right.
 
         Example:
             >>> Infidelity(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 6.0]])).scaled
             tensor([0.])
         """
         size = self.predicted.square().sum(1)
-        factor = (self.predicted * self.changes).sum(1) / size.where(size > 0, 1)
+        factor = (self.predicted * self.changes).sum(1).clamp(min=0) / size.where(size > 0, 1)
         return (factor[:, None] * self.predicted - self.changes).square().mean(1)
 
     @property

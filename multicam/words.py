@@ -175,7 +175,11 @@ def read_cuts(texts: Iterable[str]) -> dict[str, tuple[int, int]]:
         rows, cross, columns = cut.partition("x")
         if not rows.isdecimal() or not (columns.isdecimal() if cross else True):
             raise MulticamError(f"regions are a number, or rows x columns as in 2x3, not {cut!r}")
+        if name in cuts:
+            raise MulticamError(f"there are two --regions of {f'input {name!r}' if name else 'all images'}")
         cuts[name] = (int(rows), int(columns if cross else rows))
+    if "" in cuts and len(cuts) > 1:
+        raise MulticamError("give --regions of all images, or of each by name, not both")
     return cuts
 
 

@@ -133,6 +133,8 @@ METHOD = ["--method", "gradient"]
         (["contribution", *TWO, "--player", "rgb", "--player", "rgb"], "there are two players called 'rgb'"),
         (["contribution", *TWO, "--player", "rgb", "--player", "a=rgb,depth"], "input 'rgb' belongs to two players"),
         (["contribution", *TWO, "--regions", "rgb=2xa"], "regions are a number, or rows x columns as in 2x3, not '2xa'"),
+        (["contribution", *TWO, "--regions", "rgb=2", "--regions", "rgb=3"], "there are two --regions of input 'rgb'"),
+        (["contribution", *TWO, "--regions", "2", "--regions", "rgb=3"], "give --regions of all images, or of each by name, not both"),
         (["contribution", *TWO, "--regions", "2", "--player", "rgb"], "give --player or --regions, not both"),
         (["contribution", *TWO[:-2]], "so say what to explain with output="),
         (["evaluate", *TWO, "--method", "gradients"], "no method 'gradients'; did you mean 'gradient'?"),
@@ -146,7 +148,7 @@ METHOD = ["--method", "gradient"]
         (["evaluate", *TWO, *METHOD, "--out", "table.txt"], "no kind of table '.txt'"),
         (["evaluate", *TWO, *METHOD, "--steps", "0"], "steps must be a whole number of at least 1"),
     ],
-    ids=range(16),
+    ids=range(18),
 )  # fmt: skip
 def test_an_error_is_one_clean_line(run, argv, message):
     code, _, err = run(*argv)

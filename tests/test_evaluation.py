@@ -3,6 +3,7 @@
 import csv
 import math
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -143,7 +144,7 @@ def test_each_metric_is_its_function_called_alone():
         "infidelity": perturbed.scaled,
         "correlation": perturbed.correlation,
         "sensitivity": sensitivity(model, inputs, explain, top, seed=4),
-        "randomization": torch.stack([values.mean(0) for values in random.agreement.values()]).mean(0),
+        "randomization": torch.stack([values.abs().mean(0) for values in random.agreement.values()]).mean(0),
     }
     for name, values in expected.items():
         torch.testing.assert_close(found.of("hires", name), values, rtol=1e-4, atol=1e-5)
@@ -424,3 +425,34 @@ BATCH = Batch({"x": X, "y": Y}, 0)
 def test_what_does_not_fit_is_refused(methods, metrics, data, message):
     with pytest.raises(MulticamError, match=message):
         evaluate(TwoMeans(), methods, metrics, data)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda model, inputs, target: {"x": torch.rand(2, 4, 4)}, "only methods that explain the same inputs compare"),
+        (
+            lambda model, inputs, target: {"x": torch.rand(2, 4, 4), "y": torch.rand(2, 2, 2)},
+            r"the map \(2, 2, 2\) of input 'y'",
+        ),
+    ],
+    ids=["one input", "coarse"],
+)
+def test_methods_that_map_other_places_do_not_compare(other: Any, message: str) -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return (x.mean((1, 2, 3)) + y.mean((1, 2, 3)))[:, None]
+
+    batch = {name: torch.rand(2, 1, 4, 4) for name in "xy"}
+    with pytest.raises(MulticamError, match=message):
+        evaluate(Two(), {"gradient": gradient, "other": other}, ["complexity"], [batch])
+
+
+def test_a_method_that_explains_one_of_several_inputs_names_none() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return (x.mean((1, 2, 3)) + y.mean((1, 2, 3)))[:, None]
+
+    batch = Batch({name: torch.rand(2, 1, 4, 4) for name in "xy"}, 0, {"x": torch.ones(2, 4, 4, dtype=torch.bool)})
+    found = evaluate(Two(), {"x": lambda *_: {"x": torch.ones(2, 4, 4)}}, ["names input"], [batch])
+    assert found.of("x", "names input").isnan().all()

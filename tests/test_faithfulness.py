@@ -203,3 +203,37 @@ def test_a_sample_is_masked_by_its_own_map_alone() -> None:
 def test_insertion_by_hand_onto_a_mean() -> None:
     found = insertion(Squares(), X, X[:, 0], 0, steps=2, baseline="mean")
     assert found.scores.tolist() == [[4 * 2.5**2, 16 + 9 + 2 * 2.5**2, 30.0]]
+
+
+def test_images_of_whole_numbers_are_masked_as_others() -> None:
+    x = torch.randint(0, 256, (2, 3, 6, 6), dtype=torch.uint8)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(108, 4))
+
+    class Eight(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return net(x.float() / 255)
+
+    maps = torch.rand(2, 6, 6)
+    whole = seen_through(Eight(), x, maps, Probability(1)).masked
+    torch.testing.assert_close(whole, seen_through(Eight(), x.float(), maps, Probability(1)).masked, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("side", [5, 7, 12])
+def test_as_many_places_go_as_a_step_says(side: int) -> None:
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(side * side, 1, bias=False)), torch.ones(1, 1, side, side)
+    nn.init.ones_(model[1].weight)
+    scores = deletion(model, x, torch.rand(1, side, side), 0, steps=side).scores
+    torch.testing.assert_close(scores, side * torch.arange(side, -1.0, -1)[None])
+
+
+def test_maps_that_do_not_compare_are_put_on_one_scale() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return (x.mean((1, 2, 3)) + 2 * y.mean((1, 2, 3)))[:, None]
+
+    inputs = {name: torch.rand(2, 1, 4, 4) for name in "xy"}
+    maps = {"x": torch.rand(2, 4, 4), "y": 1000 * torch.rand(2, 4, 4)}
+    scaled = {name: m / m.mean((1, 2), keepdim=True) for name, m in maps.items()}
+    found = deletion(Two(), inputs, Maps(maps, comparable=False), 0)
+    assert torch.equal(found.scores, deletion(Two(), inputs, scaled, 0).scores)
+    assert not torch.equal(found.scores, deletion(Two(), inputs, maps, 0).scores)

@@ -110,3 +110,7 @@ def test_measures_are_the_same_in_any_batch() -> None:
         lambda s: agreement(maps[s], others[s]),
     ):
         torch.testing.assert_close(torch.cat([found([i]) for i in (2, 0, 3, 1)]), found([2, 0, 3, 1]))
+
+
+def test_a_map_that_is_no_number_points_nowhere() -> None:
+    assert not pointing_game(torch.full((1, 2, 2), torch.nan), torch.ones(1, 2, 2, dtype=torch.bool))

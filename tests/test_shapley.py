@@ -13,7 +13,7 @@ from captum.attr import ShapleyValues
 from models import Captioned, Fusion, Siamese, fusion_inputs, seeded
 from torch import Tensor, nn
 
-from multicam import Inputs, MulticamError, Probability
+from multicam import Inputs, MulticamError, Probability, SegmentationScore
 from multicam.game import Game
 from multicam.mixing import Mixing
 from multicam.shapley import EXACT, Contribution, contribution
@@ -508,3 +508,41 @@ def test_a_game_of_some_samples_is_a_part_of_that_of_all(options: dict[str, Any]
     whole = game(coalitions)
     for samples in ([1], [2, 0], [0, 1, 2]):
         torch.testing.assert_close(game(coalitions, samples), whole[samples], atol=1e-6, rtol=1e-4)
+
+
+class Beside(nn.Module):
+    """A fusion without modules, whose scores depend on the rest of the batch, or on the place in it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        scores = (x * y).mean((2, 3))
+        return scores - scores.mean(0) if self.how == "batch" else scores * torch.arange(1.0, 1 + len(x))[:, None]
+
+
+@pytest.mark.parametrize("how", ["batch", "place"])
+def test_a_model_without_modules_that_looks_at_the_batch_is_told_of(how: str) -> None:
+    inputs = {name: torch.rand(3, 2, 4, 4) for name in "xy"}
+    with pytest.warns(UserWarning, match="batch_size=1 runs each combination alone"):
+        contribution(Beside(how), inputs, 0)
+
+
+def test_targets_of_each_sample_are_those_of_the_samples_alone() -> None:
+    model, inputs = nn.Conv2d(6, 3, 1, bias=False), {name: torch.rand(2, 3, 4, 4) for name in "xy"}
+
+    class Segments(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return model(torch.cat([x, y], 1))
+
+    torch.nn.init.constant_(model.weight[:2], -1.0)
+    torch.nn.init.constant_(model.weight[2:], 1.0)  # class 2 everywhere, and nowhere in the baseline
+    found = contribution(Segments(), inputs, SegmentationScore([2, 2]))
+    torch.testing.assert_close(found.shapley, torch.stack([x.sum(1).mean((1, 2)) for x in inputs.values()], 1))
+
+
+def test_double_precision() -> None:
+    inputs = {name: x.double() for name, x in images().items()}
+    found, single = contribution(Product(), inputs, 0), contribution(Product(), images(), 0)
+    torch.testing.assert_close(found.shapley, single.shapley)
