@@ -16,7 +16,7 @@ from multicam.layers import unwrapped
 from multicam.maps import Maps
 from multicam.metrics import impute
 from multicam.progress import progress
-from multicam.targets import OutputLike, TargetLike
+from multicam.targets import OutputLike, Probability, TargetLike
 from multicam.trace import Trace
 
 MapsLike = Tensor | Mapping[str, Tensor]
@@ -220,7 +220,7 @@ def seen_through(
         output: As for `deletion`.
 
     Raises:
-        MulticamError: As for `deletion`, or a score is not positive.
+        MulticamError: As for `deletion`; or a score is not positive, or the probability of an only class.
 
     Example:
         >>> from multicam.targets import Probability
@@ -230,6 +230,10 @@ def seen_through(
     """
     call, named = _laid(model, inputs, maps)
     trace = Trace(model, call, {}, target, output)
+    if isinstance(trace.target, Probability) and isinstance(trace.output, Tensor) and trace.output.shape[1:] == (1,):
+        raise MulticamError(
+            "the probability of the only class is always 1; of a binary classifier take lambda output: output[:, 0].sigmoid()"
+        )
     if (trace.scores <= 0).any():
         raise MulticamError(
             f"a share of the score has no meaning where it is not positive, as {trace.scores.min().item():.4g} is: take "

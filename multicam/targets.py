@@ -64,9 +64,6 @@ class Probability:
 
     Args:
         index: As in `ClassScore`.
-
-    Raises:
-        MulticamError: When called on the output of a model with one class, whose probability is always 1.
     """
 
     index: int | tuple[int, ...]
@@ -76,12 +73,7 @@ class Probability:
 
     def __call__(self, output: Any) -> Float[Tensor, " b"]:
         """The scores `(b,)`."""
-        scores = _class_scores(output, self)
-        if scores.shape[1] == 1:
-            raise MulticamError(
-                "the probability of the only class is always 1; of a binary classifier's logit take lambda output: output[:, 0].sigmoid()"
-            )
-        return ClassScore(self.index)(scores.softmax(1))
+        return ClassScore(self.index)(_class_scores(output, self).softmax(1))
 
     def take(self, samples: Sequence[int]) -> "Probability":
         """The classes of these samples."""

@@ -237,3 +237,9 @@ def test_maps_that_do_not_compare_are_put_on_one_scale() -> None:
     found = deletion(Two(), inputs, Maps(maps, comparable=False), 0)
     assert torch.equal(found.scores, deletion(Two(), inputs, scaled, 0).scores)
     assert not torch.equal(found.scores, deletion(Two(), inputs, maps, 0).scores)
+
+
+def test_the_probability_of_an_only_class_is_no_score() -> None:
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 1)), torch.rand(2, 1, 4, 4)
+    with pytest.raises(MulticamError, match=r"the probability of the only class is always 1; .*sigmoid"):
+        seen_through(model, x, x[:, 0], Probability(0))

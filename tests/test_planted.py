@@ -162,6 +162,9 @@ def test_the_command_writes_every_method_into_its_page(planted: ModuleType, tmp_
     for peer in methods.PEERS:
         assert f"\n| {peer} | pytorch-grad-cam | no |" in naming
     assert naming.count("\n| contribution, ") == 3
+    named = {line.split(" | ")[0]: float(line.split(" | ")[4].split()[0]) for line in naming.split("\n| ")[3:]}
+    assert named["contribution, baseline 0"] > 0.7
+    assert max(named["magnitude of the input"], named["random"]) < 0.6
     assert "contribution" not in pointing
     assert "OriginalCAM does not explain this model" in naming
 

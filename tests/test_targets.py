@@ -273,8 +273,3 @@ def test_box_scores_carry_the_gradient_of_the_scores() -> None:
 def test_dense_targets_that_do_not_fit_say_what_would(make: Any, message: str) -> None:
     with pytest.raises(MulticamError, match=message):
         make()
-
-
-def test_the_probability_of_an_only_class_is_no_score() -> None:
-    with pytest.raises(MulticamError, match=r"the probability of the only class is always 1; .*sigmoid"):
-        Probability(0)(torch.rand(2, 1))
