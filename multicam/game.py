@@ -111,9 +111,8 @@ class Game(Scored):
                     "alone is None"
                 )
         names = [name for i in self._mixed for name in parts[i]]
-        alone = not set(self._call.batched) - set(
-            names
-        )  # else what stands for a sample's inputs needs its other inputs
+        # Else what stands for a sample's inputs needs its other inputs.
+        alone = not set(self._call.batched) - set(names)
         if references is None:
             values: Any = {name: given.get(name, 0.0) for name in names} if isinstance(baseline, Mapping) else baseline
             found = baselines(self._call, names, values)

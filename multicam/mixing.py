@@ -162,8 +162,7 @@ class Mixing:
         n = 1  # another size than that of the record, which has a baseline besides, tells which axis is the batch
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randint(self._batch, (self._count + 1, n + 1), generator=generator, device="cpu").tolist()
-        parts_of_all, samples_of_all = drawn[:-1], drawn[-1]
-        parts, samples = [rows[:n] for rows in parts_of_all], samples_of_all[:n]
+        parts, samples = [rows[-n:] for rows in drawn[:-1]], drawn[-1][-n:]
         open_calls: list[Call] = []
         kept: dict[tuple[int, int], Call] = {}
         precision = [rounding(x) for x in self._model.parameters()]
@@ -186,10 +185,9 @@ class Mixing:
         whole = self._read(self.output, range(self._batch))
         tolerance = float(max(precision, default=0.0) * torch.cat([expected, whole]).abs().max() + 1e-3 * whole.std())
         try:
-            # Behind one row more, because neither the place in the batch nor what else is in it must matter.
-            agrees = within(
-                self._scores([rows[::-1] for rows in parts_of_all], samples_of_all[::-1])[-n:], expected, tolerance
-            )
+            # In another place and company than before, which must not matter: the mixed row, and a sample as it is.
+            *others, of = ([*rows, 0] for rows in drawn)
+            agrees = within(self._scores(others, of)[-1 - n :], torch.cat([expected, whole[:1]]), tolerance)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
             agrees = False
         if agrees:

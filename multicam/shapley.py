@@ -163,8 +163,8 @@ def contribution(
         output: As for `CAM`.
         permutations: How many random orders, each with its reversal, where there are more than 12 players.
         budget: Instead of permutations, how many random coalitions of each sample shapiq (an extra) tries, besides those of one and of
-            all but one, and fits a regression to, which
-            gives interactions too and no error: KernelSHAP-IQ, Fumagalli et al. 2024, PMLR 235.
+            all but one, and fits a regression to, which gives interactions too and no error: KernelSHAP-IQ, Fumagalli et al. 2024,
+            PMLR 235.
         batch_size: How many rows of the fusion run in one pass. It bounds the memory and does not change the result.
         seed: Of the permutations; the global random state is not used.
 
@@ -187,7 +187,17 @@ def contribution(
 
 
 def solved(game: Scored, permutations: int, budget: int | None, seed: int) -> Contribution:
-    """The shares of a game's players: exact up to 12 that matter, sampled above."""
+    """The shares of a game's players: exact up to 12 that matter, sampled above.
+
+    Args:
+        game: Of inputs, or of regions.
+        permutations: As for `contribution`.
+        budget: As for `contribution`.
+        seed: As for `contribution`.
+
+    Raises:
+        MulticamError: If players are many and `permutations` or `budget` too small, or shapiq is missing.
+    """
     used = [i for i, is_used in enumerate(game.used) if is_used]
     names, k = tuple(game.players), len(game.used)
     if len(used) > EXACT:
@@ -221,35 +231,33 @@ def _weighted(gains: Float[Tensor, "b *others"], taken: int) -> Float[Tensor, " 
     return gains.reshape(len(gains), -1) @ torch.tensor(weights, dtype=gains.dtype)
 
 
-class _Ends:
-    """What every way of sampling shares: the scores of all and of none, of one player, and of all others."""
-
-    def __init__(self, game: Scored, used: Sequence[int]) -> None:
-        k = len(game.used)
-        everyone = torch.zeros(k, dtype=torch.bool)
-        everyone[list(used)] = True
-        alone = torch.eye(k, dtype=torch.bool) & everyone
-        ends = game(torch.cat([torch.zeros(1, k, dtype=torch.bool), everyone[None], alone, everyone & ~alone])).double()
-        self.nothing, self.scores = ends[:, 0], ends[:, 1]
-        self.single, self.without = ends[:, 2 : 2 + k] - self.nothing[:, None], self.scores[:, None] - ends[:, 2 + k :]
+def _ends(game: Scored, used: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What every way of sampling shares: each player alone and without each `(b k)`, and the scores of all and of none `(b)`."""
+    k = len(game.used)
+    everyone = torch.zeros(k, dtype=torch.bool)
+    everyone[list(used)] = True
+    alone = torch.eye(k, dtype=torch.bool) & everyone
+    ends = game(torch.cat([torch.zeros(1, k, dtype=torch.bool), everyone[None], alone, everyone & ~alone])).double()
+    nothing, scores = ends[:, 0], ends[:, 1]
+    return ends[:, 2 : 2 + k] - nothing[:, None], scores[:, None] - ends[:, 2 + k :], scores, nothing
 
 
 def _sampled(game: Scored, names: tuple[str, ...], used: Sequence[int], permutations: int, seed: int) -> Contribution:
     """Shares over random orders, each followed by its reversal."""
     generator = torch.Generator().manual_seed(seed)
-    ends = _Ends(game, used)
+    single, without, scores, nothing = _ends(game, used)
     pairs = []
     for _ in progress(range(permutations), permutations, "permutations"):
         order = [used[i] for i in torch.randperm(len(used), generator=generator, device="cpu").tolist()]
         gains = torch.zeros(game.batch, len(names), dtype=torch.float64)
         for ordered in (order, order[::-1]):
             values = game(_growing(ordered, len(names))).double()
-            steps = torch.cat([ends.nothing[:, None], values, ends.scores[:, None]], 1).diff(dim=1)
+            steps = torch.cat([nothing[:, None], values, scores[:, None]], 1).diff(dim=1)
             gains[:, ordered] += steps / 2
         pairs.append(gains)
     every = torch.stack(pairs)
     error = every.std(0) / permutations**0.5 if permutations > 1 else torch.full_like(every[0], torch.nan)
-    found = (every.mean(0), ends.single, ends.without, ends.scores, ends.nothing)
+    found = (every.mean(0), single, without, scores, nothing)
     return replace(Contribution(names, *(x.float() for x in found)), error=error.float())
 
 
@@ -265,7 +273,7 @@ def _regressed(game: Scored, names: tuple[str, ...], used: Sequence[int], budget
         raise MulticamError(
             f"{n} players have {fewest} shares and interactions: give a budget of at least as many, not {budget}"
         )
-    ends = _Ends(game, used)
+    ends = _ends(game, used)
     shapley = torch.zeros(game.batch, k, dtype=torch.float64)
     interactions = torch.zeros(game.batch, k, k, dtype=torch.float64)
 
@@ -281,8 +289,7 @@ def _regressed(game: Scored, names: tuple[str, ...], used: Sequence[int], budget
         )
         shapley[sample, list(used)] = torch.from_numpy(found.get_n_order_values(1))
         interactions[sample][np.ix_(used, used)] = torch.from_numpy(found.get_n_order_values(2))
-    sampled = (shapley, ends.single, ends.without, ends.scores, ends.nothing, interactions)
-    return Contribution(names, *(x.float() for x in sampled))
+    return Contribution(names, *(x.float() for x in (shapley, *ends, interactions)))
 
 
 def _growing(order: Sequence[int], k: int) -> Bool[Tensor, "n k"]:

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_hygiene import Stop, assert_unchanged, raising, state
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -417,7 +417,7 @@ def test_an_autograd_function_is_seen_and_has_no_gradient() -> None:
         att.gradients(out.sum())
 
 
-@torch.library.custom_op("example::attention", mutates_args=())
+@library.custom_op("example::attention", mutates_args=())
 def custom_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT).softmax(-1) @ v
 
