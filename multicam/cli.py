@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multicam import __version__, cli_answers, cli_views
-from multicam.cli_arguments import Command, called, debugging, loaded
+from multicam.cli_arguments import Command, add_out, called, debugging, loaded
 from multicam.columns import aligned
 from multicam.errors import MulticamError, unknown
 
@@ -141,9 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="an input whose axes are frequencies: its map is shown alone",
     )
-    explain.add_argument(
-        "--out", metavar="FILE", type=Path, default=Path("panel.png"), help="the picture (default: panel.png)"
-    )
+    add_out(explain, "panel.png")
     explain.set_defaults(run=_explain)
 
     cli_views.add(command)

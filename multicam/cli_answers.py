@@ -2,10 +2,9 @@
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multicam.cli_arguments import Command, called, loaded, pair
+from multicam.cli_arguments import Command, add_out, called, loaded, pair
 from multicam.columns import aligned
 from multicam.errors import MulticamError, unknown
 
@@ -99,13 +98,7 @@ def add(command: Callable[[str, str, str, Command, str], Command]) -> None:
     )
     contribution.add_argument("--budget", type=int, help="instead, random coalitions for shapiq to fit a regression to")
     contribution.add_argument("--seed", type=int, default=0, help="of either (default: 0)")
-    contribution.add_argument(
-        "--out",
-        metavar="FILE",
-        type=Path,
-        default=Path("contribution.png"),
-        help="the picture (default: contribution.png)",
-    )
+    add_out(contribution, "contribution.png")
     contribution.set_defaults(run=_contribution)
 
     evaluate = command("evaluate", EVALUATE, EVALUATE_EXAMPLE, called(), "compare methods by whether they are true")
@@ -137,13 +130,7 @@ def add(command: Callable[[str, str, str, Command, str], Command]) -> None:
     )
     evaluate.add_argument("--steps", type=int, default=20, help="of each curve (default: 20)")
     evaluate.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
-    evaluate.add_argument(
-        "--out",
-        metavar="FILE",
-        type=Path,
-        default=Path("evaluation.csv"),
-        help="the table, .csv or .md (default: evaluation.csv)",
-    )
+    add_out(evaluate, "evaluation.csv", "the table, .csv or .md")
     evaluate.set_defaults(run=_evaluate)
 
 

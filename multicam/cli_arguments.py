@@ -1,6 +1,7 @@
 """What the commands of `multicam` have in common: how they are told of a model, its inputs and a target."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 # What imports torch is imported by the functions themselves, so that --help need not wait for it.
@@ -72,6 +73,11 @@ def source() -> Command:
         help="of the weights; image inputs follow (default: the model's own)",
     )
     return model
+
+
+def add_out(parser: Command, name: str, kinds: str = "the picture") -> None:
+    """Add where the result goes."""
+    parser.add_argument("--out", metavar="FILE", type=Path, default=Path(name), help=f"{kinds} (default: {name})")
 
 
 def called() -> Command:

@@ -2,10 +2,9 @@
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multicam.cli_arguments import Command, called, loaded, loaded_model, pair, source
+from multicam.cli_arguments import Command, add_out, called, loaded, loaded_model, pair, source
 from multicam.columns import aligned
 from multicam.errors import MulticamError
 
@@ -96,7 +95,7 @@ def add(command: Callable[[str, str, str, Command, str], Command]) -> None:
     saliency.add_argument(
         "--spectral", metavar="NAME", action="append", default=[], help="an input whose axes are frequencies"
     )
-    _add_out(saliency, "saliency.png")
+    add_out(saliency, "saliency.png")
     saliency.set_defaults(run=_saliency)
 
     features = command("features", FEATURES, FEATURES_EXAMPLE, called(), "draw what a layer returns")
@@ -113,7 +112,7 @@ def add(command: Callable[[str, str, str, Command, str], Command]) -> None:
     features.add_argument(
         "--scale", choices=["shared", "each"], default="shared", help="one scale for all channels, or one each"
     )
-    _add_out(features, "features.png")
+    add_out(features, "features.png")
     features.set_defaults(run=_features)
 
     kernels = command("kernels", KERNELS, KERNELS_EXAMPLE, source(), "draw the kernels of a convolution")
@@ -121,7 +120,7 @@ def add(command: Callable[[str, str, str, Command, str], Command]) -> None:
     _add_channels(kernels, "--channels", "which output channels (default: those with the strongest kernels)")
     _add_channels(kernels, "--in-channels", "which input channels, each drawn as a map")
     kernels.add_argument("--most", type=int, default=64, help="how many kernels are drawn (default: 64)")
-    _add_out(kernels, "kernels.png")
+    add_out(kernels, "kernels.png")
     kernels.set_defaults(run=_kernels)
 
     dream = command("dream", DREAM, DREAM_EXAMPLE, called(), "draw what a channel or a class responds to")
@@ -134,12 +133,8 @@ def add(command: Callable[[str, str, str, Command, str], Command]) -> None:
     dream.add_argument("--steps", type=int, help="how many steps (default: 128, or 10 for each octave)")
     dream.add_argument("--octaves", type=int, help="start from the picture and enlarge it so many times, less one")
     dream.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
-    _add_out(dream, "dream.png")
+    add_out(dream, "dream.png")
     dream.set_defaults(run=_dream)
-
-
-def _add_out(parser: Command, name: str) -> None:
-    parser.add_argument("--out", metavar="FILE", type=Path, default=Path(name), help=f"the picture (default: {name})")
 
 
 def _add_channels(parser: Command, flag: str, text: str) -> None:
