@@ -16,7 +16,7 @@ from benchmarks.meter import Part, Setting, Side, measure
 from benchmarks.peers import CLASS, bare_forward, grad_cam, targets
 from benchmarks.tables import side_by_side
 from multicam import CAM, GradCAM, HiResCAM, PackedModel, explain_methods
-from multicam.catalogue import ONE_PASS
+from multicam.cam.catalogue import ONE_PASS
 
 BRANCHES = ("rgb", "frequency", "texture", "depth")
 

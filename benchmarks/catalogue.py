@@ -11,11 +11,13 @@ from benchmarks.meter import Part, Setting, Side, measure
 from benchmarks.peers import CLASS, bare_forward, grad_cam, targets, torch_cam
 from benchmarks.tables import growth
 from multicam import EigenCAM, GradCAM, GradCAMPlusPlus
-from multicam.fullgrad import CompleteFullGrad, FullGrad
-from multicam.methods import FEM, KPCACAM, OriginalCAM, RandomCAM, ShapleyCAM
-from multicam.perturb import ISCAM, RISE, SSCAM, AblationCAM, ScoreCAM, SmoothGradCAMPlusPlus
-from multicam.sess import SESS
-from multicam.wrappers import Augmented, EigenSmoothed, FinerCAM, RefineCAM
+from multicam.cam.components import KPCACAM
+from multicam.cam.fullgrad import CompleteFullGrad, FullGrad
+from multicam.cam.masking import ISCAM, SSCAM, AblationCAM, ScoreCAM
+from multicam.cam.rise import RISE
+from multicam.cam.sess import SESS
+from multicam.cam.weighted import FEM, OriginalCAM, RandomCAM, ShapleyCAM, SmoothGradCAMPlusPlus
+from multicam.cam.wrappers import Augmented, EigenSmoothed, FinerCAM, RefineCAM
 
 PGC, TORCHCAM = "pytorch-grad-cam", "torchcam"
 LAYER = "layer4"

@@ -18,9 +18,10 @@ from torch import Generator, Tensor
 from benchmarks.command import mark, publish
 from benchmarks.tables import table
 from multicam import Inputs, Trace
-from multicam.demo import EditDetector, inputs_of, inputs_of_crops, load, photo
-from multicam.demo_training import crop, photos
-from multicam.dream import activation_maximization
+from multicam.demo.detector import EditDetector, inputs_of, inputs_of_crops, load
+from multicam.demo.photos import photo
+from multicam.demo.training import crop, photos
+from multicam.inside.dream import activation_maximization
 
 LAYERS = {
     "rgb": ("rgb_branch.0", "rgb_branch.1", "rgb_branch"),

@@ -4,7 +4,7 @@ from benchmarks.meter import Goal, Part, Setting, Side, measure
 from benchmarks.peers import CLASS, bare_forward, cut_graph, grad_cam, torch_cam
 from benchmarks.tables import side_by_side
 from multicam import CAM, EigenCAM, GradCAM, explain_methods
-from multicam.catalogue import ONE_PASS
+from multicam.cam.catalogue import ONE_PASS
 
 # By the names that they also have in pytorch-grad-cam; the others of one pass read no gradient.
 GRADIENT = [method for method in ONE_PASS if method.__name__ not in ("EigenCAM", "KPCACAM", "FEM", "RandomCAM")]

@@ -8,7 +8,7 @@ from benchmarks.meter import Goal, Part, Setting, Side, measure
 from benchmarks.peers import CLASS, ablation_cam, bare_forward, grad_cam, torch_cam
 from benchmarks.tables import side_by_side
 from multicam import Trace
-from multicam.perturb import AblationCAM, ScoreCAM
+from multicam.cam.masking import AblationCAM, ScoreCAM
 
 FORWARD = "bare forward, `no_grad`"
 SOME = 64  # channels that pytorch-grad-cam's AblationCAM is timed on, and that full passes check

@@ -32,9 +32,9 @@ from benchmarks.planted_figure import picture
 from benchmarks.planted_methods import sources
 from benchmarks.planted_report import Key, Run, Scores, report
 from multicam import Maps, MulticamError
-from multicam.demo import PHOTOS
-from multicam.localization import energy_inside, names_input, pointing_game
-from multicam.shapley import Contribution
+from multicam.demo.photos import PHOTOS
+from multicam.metrics.localization import energy_inside, names_input, pointing_game
+from multicam.shares.shapley import Contribution
 
 MARK = mark("benchmarks.planted")
 GRID = 8  # tokens along a side

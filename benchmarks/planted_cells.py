@@ -22,8 +22,8 @@ from torch import Generator, Tensor, nn
 from benchmarks.command import mark, publish
 from benchmarks.tables import table
 from multicam import HiResCAM, Maps, attention, legrad, relevance, rollout
-from multicam.calls import AttentionCall
-from multicam.record import Attention
+from multicam.attending.attention_call import AttentionCall
+from multicam.attending.attentions import Attention
 
 INPUTS = ("rgb", "freq", "tex")
 SIDE, PATCH, CLASSES = 6, 4, 4

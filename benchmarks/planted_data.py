@@ -1,6 +1,6 @@
 """Three inputs made from real photos, and evidence of a class planted at a known place of one of them.
 
-Photos for training, for tuning (on which every setting was chosen) and for the final figures are those of `multicam.demo.PHOTOS`.
+Photos for training, for tuning (on which every setting was chosen) and for the final figures are those of `multicam.demo.photos.PHOTOS`.
 """
 
 import math
@@ -11,8 +11,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from multicam.demo import PHOTOS, photo
-from multicam.modalities import grey, haar, local_binary_pattern
+from multicam.call.modalities import grey, haar, local_binary_pattern
+from multicam.demo.photos import PHOTOS, photo
 
 INPUTS = ("rgb", "frequency", "texture")
 SIDE, CLASSES = 64, 4

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from benchmarks.planted_data import INPUTS, Samples
 from benchmarks.planted_methods import LAYERS, attention_maps, peer_maps
 from multicam import HiResCAM, Maps
-from multicam.figures import Picture, Tile, figure
+from multicam.figures.page import Picture
+from multicam.figures.tiles import Tile, figure
 
 METHODS = {
     "HiResCAM,\nmulticam": lambda model, samples: HiResCAM(model, LAYERS)(samples.inputs, samples.label.tolist()),

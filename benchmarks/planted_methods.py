@@ -14,11 +14,12 @@ from torch import Generator, Tensor, nn
 from benchmarks.planted_cells import of_attention
 from benchmarks.planted_data import INPUTS, Batch, Samples
 from multicam import GradCAM, HiResCAM, Maps, PackedModel, attention, contribution, expected_gradients
-from multicam.catalogue import ATTRIBUTIONS, INPUT_METHODS, METHODS
-from multicam.explaining import Explain, explained_maps, explainer
-from multicam.inputs import Inputs
-from multicam.shapley import Contribution
-from multicam.wrappers import FinerCAM
+from multicam.call.inputs import Inputs
+from multicam.cam.catalogue import INPUT_METHODS, METHODS
+from multicam.cam.wrappers import FinerCAM
+from multicam.metrics.explanations import Explain, explained_maps, explainer
+from multicam.saliency.catalogue import ATTRIBUTIONS
+from multicam.shares.shapley import Contribution
 
 LAYERS = {name: f"encoders.{name}" for name in INPUTS}
 OURS, PEER, BASELINE = "multicam", "pytorch-grad-cam", "baseline"

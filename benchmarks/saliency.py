@@ -14,9 +14,9 @@ from benchmarks.command import mark, run
 from benchmarks.meter import Goal, Part, Setting, Side, measure
 from benchmarks.peers import CLASS
 from benchmarks.tables import side_by_side
-from multicam.averaging import integrated_gradients, smoothgrad
-from multicam.covering import occlusion
-from multicam.saliency import deconvnet, gradient, guided_backprop, input_x_gradient
+from multicam.saliency.averaging import integrated_gradients, smoothgrad
+from multicam.saliency.gradients import deconvnet, gradient, guided_backprop, input_x_gradient
+from multicam.saliency.occluding import occlusion
 
 BARE = "forward + backward to the inputs"
 MARK = mark("benchmarks.saliency")

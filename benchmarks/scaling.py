@@ -10,8 +10,8 @@ from benchmarks.meter import Cost, Goal, Part, Setting, Side, measure
 from benchmarks.peers import CLASS, bare_forward, grad_cam
 from benchmarks.tables import growth
 from multicam import GradCAM
-from multicam.methods import WeightedCAM
-from multicam.perturb import AblationCAM, ScoreCAM
+from multicam.cam.masking import AblationCAM, ScoreCAM
+from multicam.cam.weighted import WeightedCAM
 
 BATCHES = 1, 4, 16
 SIZES = 112, 224, 448

@@ -1,70 +1,15 @@
 """Explain a PyTorch model that takes several inputs, without editing it."""
 
-from multicam.adapter import PackedModel
-from multicam.attending import attention, record_attention
-from multicam.attention_figures import flow_figure, head_sheet, query_figure
-from multicam.attributions import Attributions
-from multicam.averaging import expected_gradients, integrated_gradients, smoothgrad, vargrad
-from multicam.boxes import BoxScore, TopBox
-from multicam.calls import AttentionCall
-from multicam.cam import CAM, explain_methods
-from multicam.captum_bridge import captum_attribution
-from multicam.concepts import Concepts, factorize
-from multicam.contribution_figures import contribution_figure
-from multicam.covering import occlusion
-from multicam.dream import Dream, activation_maximization, deep_dream
-from multicam.dream_figures import dream_figure, history_figure
-from multicam.errors import MulticamError
-from multicam.evaluation import Batch, evaluate
-from multicam.explaining import explainer
-from multicam.faithfulness import Curve, Masked, deletion, insertion, road, seen_through
-from multicam.feature_figures import feature_sheet, kernel_sheet
-from multicam.features import Kernels, feature_maps, kernels
-from multicam.figures import Picture, Tile, figure
-from multicam.flow import Flow, legrad, relevance, rollout
-from multicam.fullgrad import CompleteFullGrad, FullGrad
-from multicam.input_cam import InputCAM
-from multicam.inputs import Inputs
-from multicam.interactions import double_occlusion, second_order_gradient
-from multicam.layers import Layer
-from multicam.localization import agreement, complexity, energy_inside, names_input, pointing_game, sparseness
-from multicam.maps import Maps
-from multicam.measures import Explained, Metric
-from multicam.methods import (
-    FEM,
-    KPCACAM,
-    EigenCAM,
-    EigenGradCAM,
-    GradCAM,
-    GradCAMElementWise,
-    GradCAMPlusPlus,
-    HiResCAM,
-    LayerCAM,
-    OriginalCAM,
-    RandomCAM,
-    SegEigenCAM,
-    ShapleyCAM,
-    WeightedCAM,
-    XGradCAM,
-)
-from multicam.modalities import MODALITIES
-from multicam.packing import Spec
-from multicam.panels import compare, panel
-from multicam.perturb import ISCAM, RISE, SSCAM, AblationCAM, ScoreCAM, SmoothGradCAMPlusPlus
-from multicam.randomization import Randomization, branch_of, parameter_randomization
-from multicam.ranking import Comparison, Evaluation
-from multicam.record import Attention
-from multicam.regions import RegionContribution, region_contribution, superpixels
-from multicam.render import colorize, normalize, overlay
-from multicam.reshape import as_it_is, channels_last, stacked, tokens
-from multicam.robustness import Infidelity, infidelity, sensitivity
-from multicam.saliency import deconvnet, gradient, guided_backprop, guided_gradcam, input_x_gradient
-from multicam.saliency_figures import saliency_figure
-from multicam.sess import SESS
-from multicam.shapley import Contribution, contribution
-from multicam.shares import Between, flow_matrix
-from multicam.survey import list_layers
-from multicam.targets import (
+from multicam.attending.attend import attention, record_attention
+from multicam.attending.attention_call import AttentionCall
+from multicam.attending.attentions import Attention
+from multicam.attending.between import Between, flow_matrix
+from multicam.attending.flow import Flow, legrad, relevance, rollout
+from multicam.call.inputs import Inputs
+from multicam.call.modalities import MODALITIES
+from multicam.call.packing import Spec
+from multicam.call.targets.detections import BoxScore, TopBox
+from multicam.call.targets.scores import (
     Binary,
     ClassScore,
     Contrast,
@@ -75,8 +20,62 @@ from multicam.targets import (
     Similarity,
     TopClass,
 )
-from multicam.trace import Site, Trace
-from multicam.wrappers import Augmented, EigenSmoothed, FinerCAM, RefineCAM
+from multicam.cam.base import CAM, InputCAM, explain_methods
+from multicam.cam.components import KPCACAM, EigenCAM, EigenGradCAM, SegEigenCAM
+from multicam.cam.fullgrad import CompleteFullGrad, FullGrad
+from multicam.cam.masking import ISCAM, SSCAM, AblationCAM, ScoreCAM
+from multicam.cam.rise import RISE
+from multicam.cam.sess import SESS
+from multicam.cam.weighted import (
+    FEM,
+    GradCAM,
+    GradCAMElementWise,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    OriginalCAM,
+    RandomCAM,
+    ShapleyCAM,
+    SmoothGradCAMPlusPlus,
+    WeightedCAM,
+    XGradCAM,
+)
+from multicam.cam.wrappers import Augmented, EigenSmoothed, FinerCAM, RefineCAM
+from multicam.errors import MulticamError
+from multicam.figures.attention import flow_figure, head_sheet, query_figure
+from multicam.figures.colours import colorize, normalize, overlay
+from multicam.figures.dreams import dream_figure, history_figure
+from multicam.figures.features import feature_sheet, kernel_sheet
+from multicam.figures.page import Picture
+from multicam.figures.panels import compare, panel
+from multicam.figures.saliency import saliency_figure
+from multicam.figures.shares import contribution_figure
+from multicam.figures.tiles import Tile, figure
+from multicam.inside.concepts import Concepts, factorize
+from multicam.inside.dream import Dream, activation_maximization, deep_dream
+from multicam.inside.features import Kernels, feature_maps, kernels
+from multicam.maps import Maps
+from multicam.metrics.evaluation import Batch, evaluate
+from multicam.metrics.explanations import explainer
+from multicam.metrics.faithfulness import Curve, Masked, deletion, insertion, road, seen_through
+from multicam.metrics.localization import agreement, complexity, energy_inside, names_input, pointing_game, sparseness
+from multicam.metrics.measures import Explained, Metric
+from multicam.metrics.randomization import Randomization, branch_of, parameter_randomization
+from multicam.metrics.ranking import Comparison, Evaluation
+from multicam.metrics.robustness import Infidelity, infidelity, sensitivity
+from multicam.saliency.attributions import Attributions
+from multicam.saliency.averaging import expected_gradients, integrated_gradients, smoothgrad, vargrad
+from multicam.saliency.captum_bridge import captum_attribution
+from multicam.saliency.gradients import deconvnet, gradient, guided_backprop, guided_gradcam, input_x_gradient
+from multicam.saliency.occluding import occlusion
+from multicam.shares.interactions import double_occlusion, second_order_gradient
+from multicam.shares.regions import RegionContribution, region_contribution, superpixels
+from multicam.shares.shapley import Contribution, contribution
+from multicam.watch.layers import Layer
+from multicam.watch.packed import PackedModel
+from multicam.watch.reshape import as_it_is, channels_last, stacked, tokens
+from multicam.watch.survey import list_layers
+from multicam.watch.trace import Site, Trace
 
 __version__ = "0.1.0"
 

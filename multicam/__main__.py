@@ -2,7 +2,7 @@
 
 import sys
 
-from multicam.cli import main
+from multicam.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,0 +1,158 @@
+"""Seeing the attention of a model: around any code, or of one call."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from multicam.attending.assembling import Keep, Recorder, Stream
+from multicam.attending.attentions import Attention
+from multicam.call.inputs import Inputs
+from multicam.call.scorer import OutputLike, TargetLike, as_target, pinned, score, select_output
+from multicam.errors import MulticamError, unknown
+from multicam.watch.reshape import Tokens
+from multicam.watch.undisturbed import LOCK, module_by_module, module_paths, undisturbed, unwrapped
+
+
+@contextmanager
+def record_attention(
+    model: nn.Module,
+    *,
+    keep: Keep = "lazy",
+    gradients: bool = False,
+    layouts: Mapping[str, Tokens] | None = None,
+    streams: Mapping[str, Stream] | None = None,
+) -> Iterator[Attention]:
+    """Record every attention of the model's forward passes inside of the block.
+
+    The model runs as it is, in the mode that it is in, and returns what it returns otherwise, bit for bit: fused kernels stay
+    fused, and their probabilities are computed from queries and keys when somebody asks for them. Only the fast path of
+    `nn.TransformerEncoder`, which calls none of its layers, is off meanwhile, and compiled models run eagerly.
+
+    Args:
+        model: Any module.
+        keep: "lazy" keeps queries and keys of fused kernels; "probs" keeps probabilities; a function is given each
+            `AttentionCall` as it happens, and only what it returns is kept, in `Attention.kept`, beside the ids of tokens, so
+            that memory hardly grows over many passes.
+        gradients: Make gradients possible for a model whose parameters are frozen.
+        layouts: For an input how its tokens lie among queries or keys, where that could not be followed:
+            `{"freq": tokens(14, 14, prefix=1)}`.
+        streams: For a module of which input its queries and its keys are, where that could not be followed:
+            `{"fusion.attn": ("rgb", "freq")}`; None for a side leaves it as it was found. An image needs its layout, too.
+
+    Raises:
+        MulticamError: At the end of the block, if no forward pass of the model ran in it, or no attention was seen; in a pass, if
+            `layouts` or `streams` do not fit what runs.
+
+    Example:
+        >>> model = nn.TransformerEncoderLayer(8, 2, batch_first=True)
+        >>> with record_attention(model) as att:
+        ...     _ = model(torch.rand(1, 5, 8))
+        >>> att["self_attn"].probs.shape
+        torch.Size([1, 2, 5, 5])
+    """
+    inner = unwrapped(model)
+    if not callable(keep) and keep not in ("lazy", "probs"):
+        raise unknown("keep", keep, ("lazy", "probs"))
+    layouts = _mapping("layouts", layouts, '{"freq": tokens(14, 14)}')
+    streams = _mapping("streams", streams, '{"fusion.attn": ("rgb", "freq")}')
+    if not all(isinstance(layout, Tokens) for layout in layouts.values()):
+        raise MulticamError(f"a layout is tokens(rows, columns, prefix=…), not in {layouts!r}")
+    if not all(isinstance(stream, tuple) and len(stream) == 2 for stream in streams.values()):
+        raise MulticamError(f"a stream is two inputs, that of the queries and that of the keys, not in {streams!r}")
+    record = Attention(inner)
+    for path in streams:
+        if path not in module_paths(inner):
+            raise unknown("module in streams", path, module_paths(inner))
+    recorder = Recorder(record, keep, gradients, layouts, streams)
+    with ExitStack() as stack:
+        stack.enter_context(LOCK)
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(module_by_module())
+        if gradients:
+            stack.enter_context(_graph_from_the_start(inner))
+        stack.enter_context(recorder.watch())
+        yield record
+    if not record.forwards:
+        raise MulticamError(
+            f"no forward pass of {type(inner).__name__} ran inside the block in this thread; data-parallel models run in others: "
+            "call the model inside of it"
+        )
+    if not record:
+        seen = "\n".join(f"  {unseen.path}: {unseen.what}" for unseen in record.skipped + record.blind_spots)
+        raise MulticamError(
+            f"{type(inner).__name__} ran no attention that could be seen"
+            + (f"; what looked like it:\n{seen}" if seen else "")
+        )
+
+
+def attention(
+    model: nn.Module,
+    inputs: Any,
+    target: TargetLike | None = None,
+    *,
+    output: OutputLike = None,
+    keep: Keep = "lazy",
+    layouts: Mapping[str, Tokens] | None = None,
+    streams: Mapping[str, Stream] | None = None,
+) -> Attention:
+    """The attentions of one forward pass in evaluation mode, and with a target their gradients.
+
+    Args:
+        model: Any module; it is not changed.
+        inputs: What it takes, see `Inputs.of`.
+        target: What to differentiate, see `multicam.call.scorer.as_target`; `TopClass()` for each sample's top class. None: attention only,
+            without a backward pass.
+        output: Which part of the model's output the target sees.
+        keep: As for `record_attention`.
+        layouts: As for `record_attention`.
+        streams: As for `record_attention`.
+
+    Example:
+        >>> from multicam import TopClass
+        >>> from multicam.demo.detector import EditDetector
+        >>> inputs = {"rgb": torch.rand(1, 3, 64, 64), "frequency": torch.rand(1, 64, 16, 16), "texture": torch.rand(1, 3, 32, 32)}
+        >>> attention(EditDetector(), inputs, TopClass())
+        attention              source  b heads q k        queries -> keys
+        frequency_attention#0  fused   1 x 2 x 256 x 256  rgb 16 x 16 -> frequency 16 x 16
+        texture_attention#0    fused   1 x 2 x 256 x 256  rgb 16 x 16 -> texture 16 x 16
+    """
+    inner = unwrapped(model)
+    bound = Inputs.of(inputs).bind(inner).own()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(undisturbed(inner))
+        stack.enter_context(torch.set_grad_enabled(target is not None))
+        record = stack.enter_context(
+            record_attention(inner, keep=keep, gradients=target is not None, layouts=layouts, streams=streams)
+        )
+        record.output = bound.run(inner)
+    if target is not None:
+        with torch.inference_mode(False), torch.enable_grad(), undisturbed(inner):
+            picked = select_output(record.output, output)
+            record.gradients(score(pinned(as_target(target), picked), picked, bound.batch))
+    return record
+
+
+def _mapping(name: str, given: Any, example: str) -> dict[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise MulticamError(f"{name} is a mapping such as {example}, not {given!r}")
+    return dict(given or {})
+
+
+@contextmanager
+def _graph_from_the_start(model: nn.Module) -> Iterator[None]:
+    """Let embeddings, tokens and biases require a gradient, from which a graph begins; weights of layers need none for that."""
+    weighted = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase)
+    with ExitStack() as stack:
+        for module in model.modules():
+            for parameter in module.parameters(recurse=False):
+                heavy = isinstance(module, weighted) and parameter.ndim > 1
+                if parameter.is_floating_point() and not parameter.requires_grad and not heavy:
+                    parameter.requires_grad_(True)
+                    stack.callback(parameter.requires_grad_, False)
+        yield

@@ -1,0 +1,224 @@
+"""The score as a game: what it is when only some of the inputs are there."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from multicam.call.baselines import Baseline, baselines, references_of
+from multicam.call.inputs import Inputs
+from multicam.call.scorer import OutputLike, TargetLike, as_target, pinned, score, select_output, taken
+from multicam.call.tree import rebuild
+from multicam.errors import MulticamError, at_least_one, unknown
+from multicam.printing import progress
+from multicam.watch.mixing import Mixing
+from multicam.watch.trace import Trace
+from multicam.watch.undisturbed import unwrapped
+
+Players = Sequence[str | Sequence[str]] | Mapping[str, str | Sequence[str]]
+
+
+class Scored(ABC):
+    """What shares are computed of: a score for every coalition of players.
+
+    Attributes:
+        players: Each player by its name.
+        used: Whether the score depends on each of them.
+        batch: How many samples there are.
+    """
+
+    players: Mapping[str, Any]
+    used: list[bool]
+    batch: int
+
+    @abstractmethod
+    def __call__(self, coalitions: Bool[Tensor, "n k"], samples: Sequence[int] | None = None) -> Float[Tensor, "b n"]:
+        """The scores with these players.
+
+        Args:
+            coalitions: Which of the players are there.
+            samples: Of which samples; None: of all.
+        """
+
+
+class Game(Scored):
+    """The scores of every sample when some players are there, and the others are replaced by their baselines.
+
+    Each encoder runs once for every sample and once for every baseline, see `multicam.watch.mixing`; a player that the score does not
+    depend on is found out and never tried.
+
+    Args:
+        model: Any module.
+        inputs: What it takes, see `Inputs.of`.
+        players: As for `contribution`.
+        target: As for the call of a `CAM`.
+        output: As for `CAM`.
+        baseline: As for `contribution`.
+        references: As for `contribution`.
+        batch_size: How many rows of the fusion run in one pass.
+
+    Attributes:
+        players: The inputs of each player, by its name.
+        references: What each input is replaced by `(b n …)`, or `(1 n …)` if it is the same for every sample.
+        used: Whether the score depends on each player.
+
+    Example:
+        >>> model = nn.Bilinear(2, 2, 1, bias=False)
+        >>> inputs = {"input1": torch.rand(3, 2), "input2": torch.rand(3, 2)}
+        >>> game = Game(model, inputs, ["input1", "input2"], lambda output: output[:, 0])
+        >>> both, one = game(torch.tensor([[True, True], [True, False]])).T
+        >>> torch.allclose(both, model(**inputs)[:, 0]), bool((one == 0).all())
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        players: Players | None = None,
+        target: TargetLike = None,
+        *,
+        output: OutputLike = None,
+        baseline: Baseline | Mapping[str, Baseline | None] = 0.0,
+        references: Any = None,
+        batch_size: int = 32,
+    ) -> None:
+        self._model = unwrapped(model)
+        self._call = Inputs.of(inputs).bind(self._model).own()
+        self._target, self._output = as_target(target), output
+        self.batch, self.batch_size = self._call.batch, at_least_one("batch_size", batch_size)
+        given = (
+            {self._call.name(name): value for name, value in baseline.items()} if isinstance(baseline, Mapping) else {}
+        )
+        self.players: dict[str, list[str]] = _players(self._call, players, given)
+        parts = list(self.players.values())
+        if references is not None and not (isinstance(baseline, float) and baseline == 0):
+            raise MulticamError("give a baseline, or references to take its place, not both")
+        for name in given:
+            if not any(name in part for part in parts):
+                raise unknown("player's input", name, [each for part in parts for each in part])
+        nothing = {name for name, value in given.items() if value is None}
+        self._gone = [i for i, part in enumerate(parts) if set(part) <= nothing]  # players whose inputs become None
+        self._mixed = [i for i in range(len(parts)) if i not in self._gone]
+        for i in self._mixed:
+            if some := sorted(nothing & {*parts[i]}):
+                raise MulticamError(
+                    f"the inputs of player {list(self.players)[i]!r} become None together or not at all, but the baseline of {some[0]!r} "
+                    "alone is None"
+                )
+        names = [name for i in self._mixed for name in parts[i]]
+        # Else what stands for a sample's inputs needs its other inputs.
+        alone = not set(self._call.batched) - set(names)
+        if references is None:
+            values: Any = {name: given.get(name, 0.0) for name in names} if isinstance(baseline, Mapping) else baseline
+            found = baselines(self._call, names, values)
+            alike = alone and all(torch.equal(x, x[:1].expand_as(x)) for x in found.values())
+            self.references = {name: (x[:1] if alike else x)[:, None] for name, x in found.items()}
+        else:
+            known = references_of(self._model, self._call, references, names)
+            self.references = {name: x[None].expand(1 if alone else self.batch, *x.shape) for name, x in known.items()}
+        self._games: dict[tuple[int, ...], Mixing] = {}
+        mixing = self._mixing(())
+        fixed = pinned(self._target, select_output(self._of_samples(mixing.output), output))
+        if fixed is not self._target:
+            self._target = taken(fixed, range(self.batch))
+        elif self.batch > 1 and not hasattr(fixed, "take"):
+            Trace(self._model, self._call, {}, fixed, output).refuse_target_without_samples()
+        self.used = [i in self._gone or mixing.used[self._mixed.index(i)] for i in range(len(parts))]
+
+    def __call__(self, coalitions: Bool[Tensor, "n k"], samples: Sequence[int] | None = None) -> Float[Tensor, "b n"]:
+        """The scores with these players, see `Scored`."""
+        samples = range(self.batch) if samples is None else samples
+        gone = [tuple(i for i in self._gone if not row[i]) for row in coalitions.tolist()]
+        found = []
+        for without in dict.fromkeys(gone):
+            chosen = [n for n, each in enumerate(gone) if each == without]
+            found.append((chosen, self._scores(without, coalitions[chosen][:, self._mixed].tolist(), samples)))
+        scores = torch.empty(len(samples), len(coalitions), dtype=found[0][1].dtype)
+        for chosen, part in found:
+            scores[:, chosen] = part
+        return scores
+
+    def _scores(
+        self, without: tuple[int, ...], coalitions: Sequence[Sequence[bool]], samples: Sequence[int]
+    ) -> Float[Tensor, "b n"]:
+        mixing = self._mixing(without)
+        apart, each = self._apart
+        rows = list(product(samples, coalitions, range(each)))
+        starts = range(0, len(rows), self.batch_size)
+        found = []
+        for start in progress(starts, len(starts), "coalitions"):
+            part = rows[start : start + self.batch_size]
+            sources = [
+                [s if there[i] else self.batch + (s * each if apart else 0) + j for s, there, j in part]
+                for i in range(len(self._mixed))
+            ]
+            found.append(mixing(sources, [s for s, _, _ in part]))
+        return torch.cat(found).cpu().view(len(samples), len(coalitions), each).mean(2)
+
+    @property
+    def _apart(self) -> tuple[bool, int]:
+        """Whether each sample has references of its own, and how many there are."""
+        any_of = next(iter(self.references.values()), torch.empty(1, 1))
+        return len(any_of) > 1 or self.batch == 1, any_of.shape[1]
+
+    def _of_samples(self, output: Any) -> Any:
+        """What the model returned for the samples themselves, without that for what replaces them."""
+        apart, each = self._apart
+        rows = self.batch + (self.batch if apart else 1) * each
+        if isinstance(output, list) and len(output) == rows:
+            return output[: self.batch]  # detections, sample by sample
+        return rebuild(
+            output, lambda _, x: x[: self.batch] if isinstance(x, Tensor) and x.ndim and len(x) == rows else x
+        )
+
+    def _mixing(self, without: tuple[int, ...]) -> Mixing:
+        """All samples, and behind them their references, as one call; without some players there is None instead of them."""
+        if without in self._games:
+            return self._games[without]
+        parts = list(self.players.values())
+        call = self._call.replace({name: None for i in without for name in parts[i]})
+        apart, each = self._apart
+        owners = [*range(self.batch), *(s for s in range(self.batch if apart else 1) for _ in range(each))]
+        both = {name: torch.cat([call.leaves[name], x.flatten(0, 1)]) for name, x in self.references.items()}
+
+        def read(output: Any, rows: Sequence[int]) -> Tensor:
+            target = taken(self._target, [owners[row] for row in rows])
+            return score(target, select_output(output, self._output), len(rows))
+
+        whole = call.take(owners).replace(both)
+        self._games[without] = Mixing(self._model, whole, [parts[i] for i in self._mixed], read)
+        return self._games[without]
+
+
+def _players(call: Inputs, players: Players | None, given: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The full names of each player's inputs."""
+    if players is None:
+        players = [*call.images, *(name for name in given if name not in call.images)]
+    if isinstance(players, str) or not isinstance(players, Sequence | Mapping):
+        raise MulticamError(f"players are names of inputs, or groups of such, in a list or a dict, not {players!r}")
+    groups = players if isinstance(players, Mapping) else {_called(one): one for one in players}
+    found = {label: [call.name(n) for n in ([one] if isinstance(one, str) else one)] for label, one in groups.items()}
+    several = [name for names in found.values() for name in names]
+    for name in several:
+        if name not in call.batched:
+            raise unknown("input with a value for each sample", name, call.batched)
+        if several.count(name) > 1:
+            raise MulticamError(f"input {name!r} belongs to two players")
+        leaf = call.leaves[name]
+        if not (leaf.is_floating_point() or leaf.is_complex() or name in call.images or name in given):
+            raise MulticamError(
+                f"input {name!r} is {str(leaf.dtype).removeprefix('torch.')}: say what stands for nothing in it, such as the id of a "
+                f"padding token, with baseline={{{name!r}: …}}, or leave it out"
+            )
+    if not found or not all(found.values()):
+        raise MulticamError(f"there is no input to be a player in {call!r}")
+    return found
+
+
+def _called(one: str | Sequence[str]) -> str:
+    return one if isinstance(one, str) else "+".join(one)

@@ -1,0 +1,285 @@
+"""Addresses of activations, and the hooks that watch them during one forward pass."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from multicam.call.inputs import wide
+from multicam.call.tree import leaves, rebuild, resolve
+from multicam.errors import MulticamError, unknown
+from multicam.watch.grids import (
+    GRID_MODULES,
+    QUERY_PARAMETERS,
+    TOKEN_PARAMETERS,
+    WIDTHS,
+    Evidence,
+    Scope,
+    T,
+    find_reshape,
+)
+from multicam.watch.reshape import Grid, Reshape
+from multicam.watch.undisturbed import module_by_module, module_paths, unwrapped
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The address of an activation.
+
+    Args:
+        path: Module path as in `model.named_modules()`, or the module itself; `"encoder.stage4#1"` is its second call.
+        call: Which call of the module in one forward pass, counted from 0. None: its only one; a module that is called
+            more often is refused, because a map of the wrong call looks like any other map.
+        pick: Which tensor of its output, as a path (`0`, `"last_hidden_state"`); None: its only floating-point tensor
+            (for `nn.MultiheadAttention` the attended values).
+        reshape: From that tensor to `(b c *grid)`, see `multicam.watch.reshape`; None: found by itself where the model proves
+            it.
+        onto: The input that the map is laid on; None: decided by whoever asks for the map.
+
+    Example:
+        >>> Layer.of("encoder.stage4#1")
+        Layer('encoder.stage4', call=1)
+    """
+
+    path: str | nn.Module
+    call: int | None = None
+    pick: str | int | None = None
+    reshape: Reshape | None = None
+    onto: str | None = None
+
+    @classmethod
+    def of(cls, value: "LayerLike") -> "Layer":
+        """`value` as a Layer: a path, `path#call`, a module or a Layer."""
+        layer = value if isinstance(value, Layer) else cls(value)
+        if not isinstance(layer.path, str | nn.Module):
+            raise MulticamError(f"a layer is a module path, a module or a Layer, not {value!r}")
+        if isinstance(layer.path, str) and "#" in layer.path:
+            path, _, call = layer.path.partition("#")
+            if not call.isdecimal():
+                raise MulticamError(f"the call in layer {layer.path!r} must be a number counted from 0, as in {path}#1")
+            layer = replace(layer, path=path, call=int(call))
+        if layer.call is not None and layer.call < 0:
+            raise MulticamError(f"calls are counted from 0, not {layer.call}")
+        return layer
+
+    def __repr__(self) -> str:
+        name = self.path if isinstance(self.path, str) else type(self.path).__name__
+        shown = [f"{k}={v!r}" for k in ("call", "pick", "reshape", "onto") if (v := getattr(self, k)) is not None]
+        return f"Layer({', '.join([repr(name), *shown])})"
+
+
+LayerLike = str | nn.Module | Layer
+
+
+@dataclass
+class Tap:
+    """One layer being observed in one forward pass, and all that is known about its output."""
+
+    layer: Layer
+    path: str
+    module: nn.Module
+    calls: int = 0
+    shape: torch.Size | None = None
+    reshape: Reshape | None = None
+    under_no_grad: bool = False
+
+    @property
+    def label(self) -> str:
+        """The layer as a reader writes it."""
+        return self.path if self.layer.call is None else f"{self.path}#{self.layer.call}"
+
+    def pick(self, output: Any) -> str:
+        """The path of the tensor to observe in the layer's output.
+
+        Raises:
+            MulticamError: If there is none, it is not floating point, or `Layer(pick=…)` must say which.
+        """
+        tensors = {path: leaf for path, leaf in leaves(output).items() if isinstance(leaf, Tensor)}
+        floating = [path for path, leaf in tensors.items() if leaf.is_floating_point()]
+        pick = self.layer.pick
+        if pick is None and isinstance(self.module, nn.MultiheadAttention):
+            pick = 0
+        if pick is not None:
+            path = resolve(f"output of layer {self.label!r}:", str(pick), tensors)
+        elif len(floating) > 1:
+            choices = ", ".join(f"pick={path!r} {tuple(tensors[path].shape)}" for path in floating)
+            raise MulticamError(
+                f"layer {self.label!r} returns several tensors; say which with Layer(…, pick=…): {choices}"
+            )
+        else:
+            path = next(iter(floating or tensors), "")
+        if path not in floating:
+            given = tensors[path].dtype if path in tensors else type(output).__name__
+            raise MulticamError(
+                f"layer {self.label!r} returns {given}, which is not floating point: it can carry no map"
+            )
+        return path
+
+    def grid(self, x: Tensor, batch: int) -> Float[Tensor, "b c *grid"]:
+        """The picked tensor as a grid, in single precision at least.
+
+        Raises:
+            MulticamError: If the reshape returns something else.
+        """
+        assert self.reshape is not None
+        grid = self.reshape(x)
+        if grid.ndim < 3 or grid.shape[0] != batch:
+            raise MulticamError(
+                f"the reshape of layer {self.label!r} returned {tuple(grid.shape)} from {tuple(x.shape)}; "
+                f"it must return (b c *grid) with b = {batch}"
+            )
+        return wide(grid)
+
+
+class Taps:
+    """The layers of one model to observe, ready for any number of forward passes.
+
+    Raises:
+        MulticamError: If a path or module is not in the model.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[LayerLike]) -> None:
+        self.model = model
+        self.paths = module_paths(model)
+        self.layers = [Layer.of(layer) for layer in layers]
+        self._names = [self._path(layer) for layer in self.layers]
+
+    @contextmanager
+    def observe(self, batch: int, receive: Callable[[int, Tap, Tensor], Tensor]) -> Iterator[list[Tap]]:
+        """Hook the layers for the forward pass inside the block.
+
+        Args:
+            batch: The number of samples of the pass.
+            receive: Called as `receive(i, tap, x)` with the picked tensor of layer `i` and `tap.reshape` known; what it
+                returns goes on through the model instead of `x`.
+
+        Raises:
+            MulticamError: At the end of the block, if a layer was never called, or called more often than asked for.
+        """
+        taps = [Tap(layer, path, self.paths[path]) for layer, path in zip(self.layers, self._names, strict=True)]
+
+        def tapped(module: nn.Module, _: Any, output: Any) -> Any:
+            for i, tap in enumerate(taps):
+                if tap.module is not module:
+                    continue
+                if tap.calls == (tap.layer.call or 0):
+                    output = rebuild(output, partial(exchange, tap.pick(output), i, tap))
+                tap.calls += 1
+            return output
+
+        def exchange(picked: str, i: int, tap: Tap, path: str, x: Any) -> Any:
+            if path != picked:
+                return x
+            tap.shape, tap.under_no_grad = x.shape, not torch.is_grad_enabled()
+            tap.reshape = tap.layer.reshape or find_reshape(x, self.evidence(tap, batch, grids))
+            return receive(i, tap, x)
+
+        with ExitStack() as hooks:
+            grids = hooks.enter_context(self.watch_grids())
+            if taps:
+                hooks.enter_context(module_by_module())
+            for module in {id(tap.module): tap.module for tap in taps}.values():
+                hooks.enter_context(module.register_forward_hook(tapped))
+            yield taps
+        for tap in taps:
+            self._check_calls(tap)
+
+    @contextmanager
+    def watch_grids(self) -> Iterator[list[tuple[str, Grid]]]:
+        """The grid that each convolution and pooling returns during the block, by its path."""
+        grids: list[tuple[str, Grid]] = []
+
+        def returned(path: str) -> Callable[[nn.Module, Any, Any], None]:
+            def note(module: nn.Module, _: Any, output: Any) -> None:
+                if isinstance(output, Tensor):
+                    grids.append((path, tuple(output.shape[2:])))
+
+            return note
+
+        with ExitStack() as hooks:
+            for path, module in self.paths.items():
+                if isinstance(module, GRID_MODULES):
+                    hooks.enter_context(module.register_forward_hook(returned(path)))
+            yield grids
+
+    def _path(self, layer: Layer) -> str:
+        if isinstance(layer.path, nn.Module):
+            inner = unwrapped(layer.path)
+            paths = [path for path, module in self.paths.items() if module is inner]
+            if not paths:
+                raise MulticamError(f"the layer {type(layer.path).__name__} is not a module of this {self._kind}")
+            return paths[0]
+        if layer.path not in self.paths:
+            raise unknown(f"layer in {self._kind}", layer.path, (path for path in self.paths if path))
+        return layer.path
+
+    @property
+    def _kind(self) -> str:
+        return type(self.model).__name__
+
+    def evidence(self, tap: Tap, batch: int, grids: Sequence[tuple[str, Grid]]) -> Evidence:
+        """What is known about a layer's output, given the grids that were returned before it."""
+        parts = tap.path.split(".") if tap.path else []
+        around = [".".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
+        said = [m.batch_first for m in tap.module.modules() if isinstance(m, nn.MultiheadAttention | nn.RNNBase)]
+        sequence_first = not said[0] if said else None
+        return Evidence(tap.label, batch, sequence_first, tuple(self._scope(path, grids) for path in around))
+
+    def _scope(self, scope: str, grids: Sequence[tuple[str, Grid]]) -> Scope:
+        def inside(facts: Iterable[tuple[str, T]]) -> frozenset[T]:
+            return frozenset(fact for path, fact in facts if not scope or path == scope or path.startswith(scope + "."))
+
+        extras = [rows for path, rows in self._facts["token"] if inside([(path, rows)])]
+        return Scope(
+            inside(self._facts["channel"]),
+            inside(self._facts["feature"]),
+            inside(grids),
+            frozenset({0, sum(extras), *extras}),
+            inside(self._facts["query"]),
+        )
+
+    @cached_property
+    def _facts(self) -> dict[str, list[tuple[str, int]]]:
+        """The widths, class tokens and learned queries of all modules, each with the module's path."""
+        facts: dict[str, list[tuple[str, int]]] = {"channel": [], "feature": [], "token": [], "query": []}
+        for path, module in self.paths.items():
+            for kind, names in WIDTHS.items():
+                facts[kind] += [(path, w) for name in names if isinstance(w := getattr(module, name, None), int)]
+            if isinstance(module, nn.LayerNorm):
+                facts["feature"].append((path, module.normalized_shape[-1]))
+            own = {name: p for name, p in module.named_parameters(recurse=False) if p.ndim}
+            if isinstance(module, nn.Embedding):  # called by what it embeds
+                own = {path.rpartition(".")[2]: p for p in own.values()}
+            for name, parameter in own.items():
+                rows = parameter.numel() // parameter.shape[-1] if parameter.numel() else 0
+                if name.startswith(TOKEN_PARAMETERS):
+                    facts["token"].append((path, rows))
+                if any(word in name for word in QUERY_PARAMETERS):
+                    facts["query"].append((path, rows))
+        return facts
+
+    def _check_calls(self, tap: Tap) -> None:
+        if tap.calls == 0:
+            inside = [path for path in self.paths if path.startswith(tap.path + ".")]
+            children = [path for path in inside if path.count(".") == tap.path.count(".") + 1]
+            script = isinstance(tap.module, torch.jit.ScriptModule)
+            why = "TorchScript runs it out of sight" if script else "its forward was bypassed"
+            hint = f"; the model may call its parts instead: {', '.join(children[-6:])}" if children else ""
+            raise MulticamError(
+                f"layer {tap.label!r} ({type(tap.module).__name__}) was never called in this forward pass, or {why}{hint}. "
+                "list_layers(model, inputs) shows every layer that is called"
+            )
+        if tap.layer.call is None and tap.calls > 1:
+            raise MulticamError(
+                f"layer {tap.path!r} is called {tap.calls} times in one forward pass, as a shared encoder is once per "
+                f"input; say which call you mean: {tap.path + '#0'!r} to {f'{tap.path}#{tap.calls - 1}'!r}"
+            )
+        if tap.shape is None:
+            raise MulticamError(
+                f"layer {tap.label!r} does not exist: {tap.path!r} is called {tap.calls} times, counted from 0"
+            )

@@ -1,0 +1,200 @@
+"""The scores of calls whose inputs come from different samples, with each encoder run once for each sample and not for each call.
+
+A module that depends on one of the mixed parts only returns for a mixed row what it returned for the sample that this part comes
+from. So with encoders that see an input each, all combinations of k inputs cost what the fusion behind them costs.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from multicam.call.inputs import Inputs, own
+from multicam.call.tree import rebuild
+from multicam.errors import MulticamError
+from multicam.watch.module_calls import Call, confirmed, every_call, rounding, skipping, tensors_of, within
+from multicam.watch.replay import Read
+from multicam.watch.taint import Taint, has_memory
+from multicam.watch.undisturbed import module_by_module, undisturbed
+
+
+class Mixing:
+    """The scores of rows that take each part of a call from another sample of it.
+
+    One pass of the whole call records what each module returns, and which parts it depends on. Rows then run only what depends on
+    several parts at once. A full pass of mixed rows checks the record, module by module, and its scores must come out of
+    the short way; if they do not, all is run for every row from then on, with a warning.
+
+    Args:
+        model: Any module.
+        inputs: The call, bound to the model.
+        parts: Names of inputs that are taken from one sample together. All other inputs belong to a row's own sample.
+        read: From an output, and the sample of the call that each of its rows belongs to, to scores.
+
+    Example:
+        >>> model = nn.Bilinear(2, 2, 1, bias=False)
+        >>> inputs = Inputs(torch.rand(3, 2), torch.rand(3, 2)).bind(model)
+        >>> mixing = Mixing(model, inputs, [["input1"], ["input2"]], lambda output, samples: output[:, 0])
+        >>> scores = mixing([[0, 0], [1, 2]], [0, 0])  # the second input of sample 1, then that of sample 2
+        >>> x, y = inputs.args
+        >>> torch.allclose(scores, model(x[[0, 0]], y[[1, 2]])[:, 0])
+        True
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, parts: Sequence[Sequence[str]], read: Read) -> None:
+        self._model, self._inputs, self._read = model, inputs, read
+        self._part = {name: i for i, names in enumerate(parts) for name in names}
+        self._count = len(parts)
+        self._batch = inputs.batch
+        self._calls: dict[tuple[int, int], Call] = {}
+        self._seen: dict[tuple[int, int], int] = {}  # which parts each of them depends on, as bits
+        self._proved = False
+        with self._quietly():
+            self.output, self.used = self._run_recorded()
+
+    def __call__(self, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Float[Tensor, " n"]:
+        """The scores of `n` rows.
+
+        Args:
+            parts: For each part the sample that each row takes it from.
+            samples: The sample that each row belongs to, whose other inputs it has.
+        """
+        with self._quietly():
+            if not self._proved:
+                self._prove()
+                self._proved = True
+            return self._scores(parts, samples)
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        with torch.inference_mode(False), torch.no_grad(), undisturbed(self._model), module_by_module():
+            yield
+
+    def _call(self, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Inputs:
+        batched = self._inputs.batched
+
+        def mixed(name: str, leaf: Any) -> Any:
+            if name not in batched:
+                return leaf
+            rows = parts[self._part[name]] if name in self._part else samples
+            return leaf[torch.as_tensor(rows, device=leaf.device)]
+
+        return self._inputs.map(mixed)
+
+    def _scores(self, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Float[Tensor, " n"]:
+        with self._skipping(parts, samples):
+            output = self._call(parts, samples).own().run(self._model)
+        return self._read(output, samples)
+
+    def _full_scores(self, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Float[Tensor, " n"]:
+        try:
+            output = self._call(parts, samples).own().run(self._model)
+        except (RuntimeError, ValueError, LookupError) as error:
+            raise MulticamError(
+                f"{type(self._model).__name__} ran with {self._batch} rows, but not with {len(samples)} whose inputs are mixed: {error}. "
+                "Every input must have one row for each sample, or be the same for all and marked by Inputs(…).constant(name)"
+            ) from error
+        return self._read(output, samples)
+
+    def _rows(self, key: tuple[int, int], parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Sequence[int]:
+        """The samples whose record a call returns for each row."""
+        seen = self._seen[key]
+        return parts[seen.bit_length() - 1] if seen else samples
+
+    def _skipping(self, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> AbstractContextManager[None]:
+        """Let the modules that depend on one part return their record."""
+
+        def returned(call: Call) -> Any:
+            rows = self._rows((id(call.module), call.index), parts, samples)
+            return rebuild(
+                call.output, lambda path, x: call.rows[path][0].take(x, rows) if isinstance(x, Tensor) else x
+            )
+
+        return skipping(self._calls, returned)
+
+    def _run_recorded(self) -> tuple[Any, list[bool]]:
+        """The output of the whole call, and whether it depends on each part."""
+        taint = Taint()
+        counts: Counter[int] = Counter()
+        kept: list[Call] = []
+        open_calls: list[list[Any]] = []  # the call, the counts and the records before it, and its colours
+
+        def begin(call: Call, given: Any) -> None:
+            open_calls.append([call, counts.copy(), len(kept), taint.colours(given)])
+            counts[id(call.module)] += 1
+
+        def end(output: Any) -> None:
+            call, before, first, colours = open_calls.pop()
+            call.inside = counts - before
+            tensors = tensors_of(output).values()
+            colours |= taint.colours(output)
+            # What a call did that returned no tensor is not known.
+            if not tensors or not all(map(has_memory, tensors)) or colours.bit_count() > 1:
+                return
+            del kept[first:]
+            call.output = rebuild(output, lambda _, x: own(x) if isinstance(x, Tensor) else x)
+            kept.append(call)
+            self._seen[id(call.module), call.index] = colours
+
+        def touched(colours: int) -> None:
+            for entry in open_calls:
+                entry[3] |= colours
+
+        taint.touched = touched
+        call = self._inputs.own()
+        leaves_now = call.leaves
+        for name, part in self._part.items():
+            taint.mark(leaves_now[name], colours=1 << part)
+        with every_call(self._model, begin, end), taint:
+            output = call.run(self._model)
+        colours = taint.colours(output)
+        self._calls = {(id(call.module), call.index): call for call in kept}
+        return output, [bool(colours >> i & 1) for i in range(self._count)]
+
+    def _prove(self) -> None:
+        """Keep of the record what a full pass of mixed rows confirms, and compare scores."""
+        n = 1  # another size than that of the record, which has a baseline besides, tells which axis is the batch
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randint(self._batch, (self._count + 1, n + 1), generator=generator, device="cpu").tolist()
+        parts, samples = [rows[-n:] for rows in drawn[:-1]], drawn[-1][-n:]
+        open_calls: list[Call] = []
+        kept: dict[tuple[int, int], Call] = {}
+        precision = [rounding(x) for x in self._model.parameters()]
+
+        def end(output: Any) -> None:
+            call = open_calls.pop()
+            precision.extend(map(rounding, tensors_of(output).values()))
+            key = id(call.module), call.index
+            record = self._calls.get(key)
+            if record is None:
+                return
+            rows = confirmed(record, output, self._batch, self._rows(key, parts, samples))
+            if rows is not None:
+                record.rows = rows
+                kept[key] = record
+
+        with every_call(self._model, lambda call, _: open_calls.append(call), end):
+            expected = self._full_scores(parts, samples)
+        self._calls = kept
+        whole = self._read(self.output, range(self._batch))
+        tolerance = float(max(precision, default=0.0) * torch.cat([expected, whole]).abs().max() + 1e-3 * whole.std())
+        try:
+            # In another place and company than before, which must not matter: the mixed row, and a sample as it is.
+            *others, of = ([*rows, 0] for rows in drawn)
+            agrees = within(self._scores(others, of)[-1 - n :], torch.cat([expected, whole[:1]]), tolerance)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+            agrees = False
+        if agrees:
+            return
+        self._calls = {}
+        warnings.warn(
+            f"running the fusion of {type(self._model).__name__} on recorded encodings does not give the scores of running all of it, "
+            "so all of it is run for every combination: some of its modules do not depend on what they are given alone, or scores depend "
+            "on what else is in the batch, or on the place in it (then batch_size=1 runs each combination alone)",
+            stacklevel=2,
+        )

@@ -1,0 +1,169 @@
+"""Any tool that knows one input tensor, on a model with several inputs."""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from multicam.call.inputs import Inputs
+from multicam.call.packing import Spec
+from multicam.call.scorer import OutputLike, select_output
+from multicam.errors import MulticamError
+from multicam.watch.layers import Layer, LayerLike, Tap, Taps
+from multicam.watch.reshape import as_it_is, positions
+from multicam.watch.undisturbed import undisturbed, unwrapped
+
+
+class PackedModel(nn.Module):
+    """A proxy that takes one packed tensor, unpacks it, and calls the untouched model.
+
+    pytorch-grad-cam, captum, torchcam and whatever else drives a model with one input tensor work on it unchanged: give
+    them the proxy as the model, `packed.pack(inputs)` as the input and entries of `packed.target_layers` as layers. Each
+    of these taps is a module of the proxy through which the activation of one of `layers` passes as float32
+    `(b c *grid)`: the right call of a shared module, one tensor of a tuple, tokens as a grid, safe from operations in
+    place behind it. The graph starts at the first tap, so that a tool pays about one forward pass, and never reaches a
+    parameter. Without `layers` it starts at the packed tensor, and the model's own modules can be hooked.
+
+    Args:
+        model: Any module; it is not changed. It runs in evaluation mode.
+        example_inputs: What it takes, see `Inputs.of`. They fix the layout, and what is held beside the packed tensor.
+        layers: The layers to tap, see `multicam.watch.layers.Layer`.
+        output: Which part of the model's output the proxy returns.
+
+    Attributes:
+        spec: The layout of the packed tensor.
+        target_layers: The taps, in the order of `layers`.
+
+    Raises:
+        MulticamError: If the inputs cannot be packed or a layer does not exist.
+
+    Example:
+        >>> class TwoBranch(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.rgb, self.depth = nn.Conv2d(3, 4, 3), nn.Conv2d(1, 4, 3)
+        ...     def forward(self, rgb, depth):
+        ...         return (self.rgb(rgb) + self.depth(depth)).mean((2, 3))
+        >>> inputs = {"rgb": torch.rand(2, 3, 8, 8), "depth": torch.rand(2, 1, 8, 8)}
+        >>> packed = PackedModel(TwoBranch(), inputs, layers=["rgb", "depth"])
+        >>> packed(packed.pack(inputs)).shape
+        torch.Size([2, 4])
+        >>> packed.target_layers
+        [Identity(), Identity()]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        layers: LayerLike | Iterable[LayerLike] | None = None,
+        output: OutputLike = None,
+    ) -> None:
+        super().__init__()
+        self.model = unwrapped(model)
+        self.inputs = Inputs.of(example_inputs).bind(self.model)
+        self.spec = Spec.of(self.inputs)
+        self._packed = self.spec.pack(self.inputs)
+        several = [] if layers is None else [layers] if isinstance(layers, str | nn.Module | Layer) else list(layers)
+        self.output = output
+        self.taps = nn.ModuleList(nn.Identity() for _ in several)
+        self._taps = Taps(self.model, several)
+
+    @property
+    def target_layers(self) -> list[nn.Module]:
+        """The taps, in the order of `layers`."""
+        return list(self.taps)
+
+    def pack(self, inputs: Any) -> Float[Tensor, "b c h w"]:
+        """The packed tensor of `inputs`; their held leaves (token ids, masks …) are used from now on."""
+        bound = Inputs.of(inputs).bind(self.model)
+        packed = self.spec.pack(bound)
+        self.inputs = bound
+        self._packed = packed
+        return packed
+
+    def unpack(self, packed: Float[Tensor, "b c h w"]) -> Inputs:
+        """The call of the model that a packed tensor stands for, held leaves included.
+
+        Tools repeat samples as they like. Where held leaves differ between samples, each row must therefore be one of
+        the rows that were packed, unchanged, to tell whose leaves belong to it.
+
+        Raises:
+            MulticamError: If that cannot be told.
+        """
+        held = self.inputs
+        images = {slot.name for slot in self.spec.slots}
+        if not held.alike(*images):
+            held = held.take(self._samples(packed))
+        elif packed.shape[0] != held.batch:
+            held = held.take([0] * packed.shape[0])
+        # Copies, because the model may write into what it is given, and held leaves are the user's.
+        return self.spec.unpack(packed, held.own())
+
+    def _samples(self, packed: Tensor) -> list[int]:
+        """Which packed sample each row is."""
+        known = self._packed.to(packed.device)
+        if known.shape == packed.shape and torch.equal(known, packed):
+            return list(range(len(known)))
+        found = [torch.nonzero((known == row).flatten(1).all(1)).flatten().tolist() for row in packed.detach()]
+        if any(len(samples) != 1 for samples in found):
+            raise MulticamError(
+                f"the tool called the model with {len(packed)} changed rows, but the other inputs of the {len(known)} "
+                f"packed samples differ, so no one can tell which belong to which row: {self.inputs!r}; explain one "
+                "sample at a time"
+            )
+        return [samples[0] for samples in found]
+
+    def maps(self, canvas_map: Any) -> dict[str, Tensor]:
+        """A tool's map on the canvas `(b h w)`, at each input's own size: name -> `(b h w)`."""
+        return self.spec.maps(canvas_map)
+
+    def forward(self, packed: Float[Tensor, "b c h w"]) -> Any:
+        """What the model returns for the packed inputs, bit for bit (the part that `output` names).
+
+        PyTorch chooses some kernels by whether weights want gradients, which they do not here: compare with the model
+        under `torch.no_grad()`.
+        """
+        if not isinstance(packed, Tensor):
+            raise MulticamError(f"a PackedModel takes packed.pack(inputs), one tensor, not a {type(packed).__name__}")
+        if not self.taps and torch.is_grad_enabled() and not packed.requires_grad:
+            packed = packed.detach().requires_grad_()
+        if packed.requires_grad:
+            whole = [
+                slot.name for slot in self.spec.slots if not (slot.dtype.is_floating_point or slot.dtype.is_complex)
+            ]
+            if whole:
+                warnings.warn(
+                    f"input {whole[0]!r} holds whole numbers, through which no gradient flows: its part of a gradient on "
+                    "the packed tensor is zero, whatever the model makes of it",
+                    stacklevel=2,
+                )
+        call = self.unpack(packed)
+        with undisturbed(self.model), self._taps.observe(packed.shape[0], self._through_tap):
+            returned = call.run(self.model)
+        return returned if self.output is None else select_output(returned, self.output)
+
+    def train(self, mode: bool = True) -> "PackedModel":
+        """Sets the proxy's own flag; the model's are the user's."""
+        self.training = mode
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Nothing: no gradient ever reaches a parameter, and those that are there are the user's."""
+
+    def _through_tap(self, i: int, tap: Tap, x: Tensor) -> Tensor:
+        assert tap.reshape is not None
+        source = x.clone()
+        if torch.is_grad_enabled() and not source.requires_grad:
+            source = source.detach().requires_grad_()
+        seen = tap.reshape(source)
+        # Looked up anew on every pass, because AblationCAM exchanges the module in the list.
+        passed = self.taps[i](seen if seen.dtype == torch.float64 else seen.float())
+        onward: Tensor = passed.to(x.dtype).clone()
+        if tap.reshape is as_it_is:
+            return onward
+        where = positions(tap.reshape, x)
+        return source.flatten().scatter(0, where.flatten(), onward.flatten()).reshape(x.shape)

@@ -1,0 +1,266 @@
+"""What becomes of token ids in operations that compute: element by element, contracted, on grids."""
+
+import re
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multicam.watch.tokens.marks import (
+    Call,
+    Mark,
+    Marks,
+    Pads,
+    Rule,
+    Shape,
+    is_lost,
+    lay_images,
+    lay_rows,
+    lose,
+    lost_like,
+    same_rows,
+    tensors_in,
+)
+from multicam.watch.tokens.places import Lattice
+
+
+def _forget(call: Call) -> None:
+    """For constants that are made like another tensor."""
+
+
+def _keep(call: Call) -> Mark | None:
+    return call.mark()
+
+
+def _to_complex(call: Call) -> Mark | None:
+    return _reduced(call.origins, call.args[0], (call.args[0].ndim - 1,), call.out)
+
+
+def _to_real(call: Call) -> Mark | None:
+    mark = call.mark()
+    return mark and Mark(mark.ids[..., None])
+
+
+def _glu(call: Call) -> Mark | None:
+    mark = call.mark()
+    return mark if mark and mark.shape[call.get(1, "dim", -1)] == 1 else lost_like(call.out)
+
+
+def _embedding(call: Call) -> Mark | None:
+    mark = call.mark(1)
+    return Mark(mark.ids[..., None]) if mark and not call.mark() else lost_like(call.out)
+
+
+def _pointwise(call: Call) -> Mark | None:
+    if call.out.dtype == torch.bool:
+        return None
+    known = [(mark, x) for x in tensors_in((call.args, tuple(call.kwargs.values()))) if (mark := call.origins.mark(x))]
+    values = [(mark, x) for mark, x in known if x.dtype != torch.bool] or known
+    mark, shape = (
+        values[0][0].at(call.out.ndim) if values[0][1].ndim != call.out.ndim else values[0][0],
+        _shape(values[0][1], call.out),
+    )
+    for other, x in values[1:]:
+        mark, shape = _met(call.origins, mark, shape, other.at(call.out.ndim), _shape(x, call.out), call.out)
+    return mark
+
+
+def _shape(x: Tensor, out: Tensor) -> tuple[int, ...]:
+    return (1,) * (out.ndim - x.ndim) + tuple(x.shape)
+
+
+def _met(origins: Marks, a: Mark, shape_a: Shape, b: Mark, shape_b: Shape, out: Tensor) -> tuple[Mark, tuple[int, ...]]:
+    shape = tuple(np.broadcast_shapes(tuple(shape_a), tuple(shape_b)))
+    if a is b and shape_a == shape_b:
+        return a, shape
+    a_broadcast = any(mine == 1 < theirs for mine, theirs in zip(shape_a, b.shape, strict=True))
+    b_broadcast = any(mine == 1 < theirs for mine, theirs in zip(shape_b, a.shape, strict=True))
+    if a_broadcast or b_broadcast:  # both, where all pairs of tokens are formed
+        return (lost_like(out) or b) if a_broadcast and b_broadcast else b if a_broadcast else a, shape
+    if is_lost(a) or is_lost(b):
+        return lost_like(out) or a, shape
+    if a.lattice and b.lattice and not (a.open or b.open or a.pads or b.pads) and same_rows(a.lattice, b.lattice):
+        inputs = a.lattice.inputs | b.lattice.inputs
+        if np.array_equal(inputs, a.lattice.inputs) and a.shape[-len(a.lattice.grid) - 1] == 1:
+            return a, shape
+        if np.array_equal(inputs, b.lattice.inputs) and b.shape[-len(a.lattice.grid) - 1] == 1:
+            return b, shape
+        if id(b) not in a.memo:
+            both = Lattice(a.lattice.samples, inputs, a.lattice.boxes, a.lattice.axes, a.lattice.grid)
+            a.memo[id(b)] = Mark(
+                lambda: origins.places.joined(a.ids, b.ids), np.broadcast_shapes(a.shape, b.shape), both
+            )
+            a.memo[id(b)].memo["other"] = b  # its id stays its own
+        return a.memo[id(b)], shape
+    if np.array_equal(a.ids, b.ids):
+        return a, shape
+    return Mark(origins.places.joined(a.ids, b.ids)), shape
+
+
+def _reduce(position: int) -> Rule:
+    def rule(call: Call) -> Mark | None:
+        axes = call.get(position, "dim")
+        axes = range(call.args[0].ndim) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
+        first = call.out if isinstance(call.out, Tensor) else call.out[0]
+        return _reduced(call.origins, call.args[0], tuple(sorted(axis % call.args[0].ndim for axis in axes)), first)
+
+    return rule
+
+
+def _reduced(origins: Marks, x: Tensor, axes: tuple[int, ...], out: Tensor) -> Mark | None:
+    mark = origins.mark(x)
+    if mark is None or out.dtype == torch.bool:
+        return None
+    lattice = mark.lattice
+    n = len(lattice.grid) if lattice and not mark.open else 0
+    if n and axes == tuple(range(x.ndim - n, x.ndim)) and mark.shape[-n - 1] == 1:
+        mark = _resized(origins, mark, (1,) * n, ())
+    elif any(mark.shape[axis] > 1 for axis in axes):
+        mark = Mark(origins.places.union(mark.ids, axes))
+    elif mark.lattice:
+        mark = Mark(mark.ids)
+    return mark if out.ndim == x.ndim else Mark(mark.ids.squeeze(axes))
+
+
+def _product(left: int) -> Rule:
+    """A product of matrices of which one is constant; `left` is the position of the first."""
+
+    def rule(call: Call) -> Mark | None:
+        a, b = (call.origins.mark(x) for x in call.args[left : left + 2])
+        if (a is None) == (b is None) or (left and call.mark()):
+            return lost_like(call.out)
+        if a:
+            return _contracted(call.origins, a, len(a.shape) - 1)
+        return b and _contracted(call.origins, b, len(b.shape) - 2)
+
+    return rule
+
+
+def _linear(call: Call) -> Mark | None:
+    mark = call.mark()
+    return _contracted(call.origins, mark, call.out.ndim - 1) if mark and not call.mark(1) else lost_like(call.out)
+
+
+def _contracted(origins: Marks, mark: Mark, axis: int) -> Mark:
+    if mark.shape[axis] > 1:
+        return Mark(origins.places.union(mark.ids, (axis,)))
+    return Mark(mark.ids) if mark.lattice else mark
+
+
+def _convolve(call: Call) -> Mark | None:
+    x, weight, stride = call.args[0], call.args[1], list(call.get(3, "stride", ()))
+    if call.origins.mark(x) is None or call.origins.mark(weight) is not None:
+        return lost_like(call.out)
+    n = weight.ndim - 2
+    added = [after - before for before, after in zip(x.shape[-n:], call.out.shape[-n:], strict=True)]
+    transposed = call.get(6, "transposed", False)
+    fitted = not transposed and list(weight.shape[2:]) == stride
+    # An even kernel with padding on both sides adds one cell at the end, which models cut off again.
+    even = not transposed and set(stride) <= {1} and set(added) == {1}
+    return _spatial(call.origins, x, call.out, n, fitted, contracts=True, more=((0, 1),) * n if even else ())
+
+
+def _pool(n: int) -> Rule:
+    def rule(call: Call) -> Mark | None:
+        kernel, stride = call.get(1, "kernel_size"), call.get(2, "stride", [])
+        fitted = isinstance(stride, list) and stride in ([], kernel)
+        return _spatial(call.origins, call.args[0], next(tensors_in(call.out)), n, fitted)
+
+    return rule
+
+
+def _spatial(
+    origins: Marks, x: Tensor, out: Tensor, n: int, fitted: bool, contracts: bool = False, more: Pads = ()
+) -> Mark | None:
+    mark = origins.mark(x)
+    if mark is None:
+        return None
+    if mark.open and mark.lattice:  # n is 1: a signal after all
+        rows = mark.lattice
+        mark = mark.memo.setdefault(
+            "signal",
+            lay_images(origins, Lattice(rows.samples, rows.inputs, rows.boxes, (2,), rows.grid[1:]), x.shape[:1]),
+        )
+    if prod(mark.shape[-n:]) == 1:
+        return _contracted(origins, mark, x.ndim - 1 - n) if contracts else mark
+    if mark.shape[-n:] != x.shape[-n:]:
+        return lost_like(out)  # constant along one axis of the grid and not along the other
+    if mark.lattice is None or len(mark.lattice.grid) != n:
+        mark = _gridded(origins, mark, n, contracts)
+        if mark.lattice is None:
+            return mark if x.shape[-n:] == out.shape[-n:] else lost_like(out)
+    return _resized(origins, mark, tuple(out.shape[-n:]), more or (mark.pads if fitted else ()))
+
+
+def _gridded(origins: Marks, mark: Mark, n: int, contracts: bool) -> Mark:
+    """A companion that knows its lattice, if it is one."""
+    key = ("gridded", n, contracts)
+    if key not in mark.memo:
+        ids = (
+            origins.places.union(mark.ids, (len(mark.shape) - 1 - n,))
+            if contracts and mark.shape[-1 - n] > 1
+            else mark.ids
+        )
+        found = origins.places.lattice(ids.reshape(-1, *ids.shape[-n:]))
+        if found is None:
+            mark.memo[key] = Mark(ids)
+        else:
+            lattice, pads = found
+            whole = (slice(None),) * (ids.ndim - n)
+            part = tuple(slice(p, p + size) for (p, _), size in zip(pads, lattice.grid, strict=True))
+            inner = Mark(ids[whole + part], lattice=lattice)
+            mark.memo[key] = Mark(ids, (), lattice, pads, inner) if any(map(any, pads)) else inner
+    return mark.memo[key]
+
+
+def _resized(origins: Marks, mark: Mark, grid: tuple[int, ...], over: Pads) -> Mark:
+    """The companion of the same image on another grid, over what it covers and so many cells more."""
+    lattice = mark.lattice
+    assert lattice is not None
+    n, inner = len(grid), mark.inner or mark
+    if grid == mark.shape[-n:] and (mark.inner or mark.shape[-n - 1] == 1):
+        return mark
+    if grid == lattice.grid and inner.shape[-n - 1] == 1:
+        return inner
+    if (grid, over) not in mark.memo:
+        rows = lattice.extended(over or ((0, 0),) * n, grid)
+        lead = mark.shape[: -n - 1]
+        # Channels are rows of their own where they differ and are pooled.
+        one = prod(lead) == len(lattice.samples)
+        mark.memo[grid, over] = lay_images(origins, rows, lead) if one else lay_rows(origins, rows, mark.shape[:-n])
+    return mark.memo[grid, over]
+
+
+_NAMES: dict[Rule, str] = {
+    _to_complex: "view_as_complex",
+    _to_real: "view_as_real",
+    _glu: "glu",
+    _embedding: "embedding",
+    _linear: "linear",
+    _product(0): "mm bmm",
+    _product(1): "addmm baddbmm _addmm_activation",
+    _reduce(1): "mean sum amax amin max min logsumexp var std var_mean std_mean prod nansum",
+    _reduce(2): "linalg_vector_norm norm",
+    _keep: "clone _to_copy detach alias lift_fresh contiguous to tril triu fill zero masked_fill prelu _prelu_kernel "
+    "_softmax _log_softmax _safe_softmax softmax log_softmax native_dropout dropout _fused_dropout native_layer_norm "
+    "layer_norm native_group_norm group_norm native_batch_norm _native_batch_norm_legit batch_norm cudnn_batch_norm "
+    "_native_batch_norm_legit_no_training miopen_batch_norm _batch_norm_with_update _batch_norm_no_update "
+    "_batch_norm_impl_index _fused_rms_norm rms_norm instance_norm renorm hardswish rrelu_with_noise log_sigmoid_forward "
+    "cumsum",  # a running sum stays the token that it has come to, as a query does
+    _forget: "zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full "
+    "new_empty new_empty_strided bernoulli uniform normal random exponential",
+}
+RULES = {name: rule for rule, names in _NAMES.items() for name in names.split()}
+
+
+def rule_of(name: str, func: Any) -> Rule:
+    """The rule of an operation of that name."""
+    if name in RULES:
+        return RULES[name]
+    if "convolution" in name or name in ("conv1d", "conv2d", "conv3d"):
+        return _convolve
+    if spatial := re.search(r"(?:pool|upsample).*(\d)d", name):
+        return _pool(int(spatial[1]))
+    return _pointwise if torch.Tag.pointwise in func.tags else lose

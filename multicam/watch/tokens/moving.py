@@ -1,0 +1,426 @@
+"""What becomes of token ids in operations that move, select or join entries."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from multicam.watch.tokens.marks import (
+    Call,
+    Mark,
+    Marks,
+    Pads,
+    Rule,
+    Shape,
+    compressed,
+    frames_of,
+    lay_images,
+    lost_like,
+    same_marks,
+    same_rows,
+    spread,
+    to_numpy,
+    viewed,
+)
+from multicam.watch.tokens.places import CONSTANT, LOST, Lattice
+
+
+def _view(call: Call) -> Mark | None:
+    x, mark = call.args[0], call.mark()
+    if mark is None or x.shape == call.out.shape:
+        return mark
+    old, new, lattice = tuple(x.shape), tuple(call.out.shape), mark.lattice
+    if lattice and mark.open and new == (old[0], 1, *old[1:]):
+        return lay_images(call.origins, lattice, old[:1])
+    n = len(lattice.grid) + 1 if lattice else 0
+    if lattice and not mark.open and old[-n:] == new[-n:] and prod(mark.shape[:-n]) == prod(new[:-n]):
+        shape = (*new[:-n], *mark.shape[-n:])
+        return Mark(
+            lambda: mark.ids.reshape(shape), shape, lattice, mark.pads, mark.inner and _view_of(mark.inner, shape, n)
+        )
+    return Mark(viewed(mark.ids, old, new))
+
+
+def _view_of(mark: Mark, shape: Shape, n: int) -> Mark:
+    whole = (*shape[:-n], *mark.shape[-n:])
+    return Mark(lambda: mark.ids.reshape(whole), whole, mark.lattice)
+
+
+def _permute(call: Call) -> Mark | None:
+    mark, ndim = call.mark(), call.args[0].ndim
+    return mark and _permuted(mark, [axis % ndim for axis in call.args[1]])
+
+
+def _permuted(mark: Mark, order: list[int]) -> Mark:
+    if order == sorted(order):
+        return mark
+    n = len(mark.lattice.grid) if mark.lattice and not mark.open and not mark.pads else 0
+    if mark.lattice and n > 1 and order == [0, 2, 1, *range(3, 2 + n)]:
+        shape = tuple(mark.shape[axis] for axis in order)
+        return Mark(lambda: mark.ids.transpose(order), shape, frames_of(mark.lattice))
+    return Mark(mark.ids.transpose(order))
+
+
+def _transpose(call: Call) -> Mark | None:
+    mark, order = call.mark(), list(range(call.out.ndim))
+    a, b = call.args[1:3] if len(call.args) > 1 else (0, call.out.ndim - 1)
+    if order:
+        order[a], order[b] = order[b], order[a]
+    return mark and _permuted(mark, order)
+
+
+def _expand(call: Call) -> Mark | None:
+    mark = call.mark()
+    if mark and mark.lattice and call.out.shape[1 - call.args[0].ndim :] != call.args[0].shape[1:]:
+        mark = Mark(mark.ids)
+    return mark and mark.at(call.out.ndim)
+
+
+def _cut(mark: Mark, axis: int, part: slice) -> Mark:
+    axis %= len(mark.shape)
+    lattice = mark.lattice
+    if mark.shape[axis] == 1:
+        channel = lattice is None or (not mark.open and axis == len(mark.shape) - 1 - len(lattice.grid))
+        return mark if channel else Mark(mark.ids)
+    where = (slice(None),) * axis + (part,)
+    if lattice and axis == 0 and not mark.pads and not mark.open and len(lattice.samples) == mark.shape[0]:
+        rows = Lattice(lattice.samples[part], lattice.inputs[part], lattice.boxes[:, part], lattice.axes, lattice.grid)
+        return Mark(lambda: mark.ids[where], (len(rows.samples), *mark.shape[1:]), rows)
+    return Mark(mark.ids[where])
+
+
+def _slice(call: Call) -> Mark | None:
+    mark = call.mark()
+    axis, start, stop, step = (call.get(i + 1, name) for i, name in enumerate(("dim", "start", "end", "step")))
+    axis = (axis or 0) % call.out.ndim
+    if mark is None or call.out.shape[axis] == call.args[0].shape[axis]:
+        return mark
+    return _cut(mark, axis, slice(start, stop, step))
+
+
+def _select(call: Call) -> Mark | None:
+    return _picked(call.mark(), call.args[1], call.args[2])
+
+
+def _picked(mark: Mark | None, axis: int, index: int) -> Mark | None:
+    if mark is None:
+        return None
+    where = (slice(None),) * (axis % len(mark.shape)) + (index if mark.shape[axis] > 1 else 0,)
+    return Mark(mark.ids[where])
+
+
+def _unbind(call: Call) -> list[Mark | None]:
+    mark, axis = call.mark(), call.get(1, "dim", 0)
+    return [_picked(mark, axis, i) for i in range(call.args[0].shape[axis])]
+
+
+def _split(call: Call) -> list[Mark | None]:
+    mark, sizes, axis = call.mark(), call.args[1], call.get(2, "dim", 0)
+    whole = call.args[0].shape[axis]
+    if isinstance(sizes, int):
+        sizes = [sizes] * -(-whole // sizes)
+    stops = np.cumsum(sizes)
+    return [mark and _cut(mark, axis, slice(stop - size, stop)) for size, stop in zip(sizes, stops, strict=True)]
+
+
+def _roll(call: Call) -> Mark | None:
+    mark, axes = call.mark(), call.get(2, "dims", ())
+    if not axes:
+        return lost_like(call.out)
+    return mark and Mark(np.roll(mark.ids, call.args[1], axes))
+
+
+def _flip(call: Call) -> Mark | None:
+    mark = call.mark()
+    return mark and Mark(np.flip(mark.ids, call.args[1]))
+
+
+def _repeat(call: Call) -> Mark | None:
+    mark = call.mark()
+    if mark is None:
+        return None
+    ids = mark.at(call.out.ndim).ids
+    return Mark(np.tile(ids, [1 if size == 1 else times for size, times in zip(ids.shape, call.args[1], strict=True)]))
+
+
+def _join(call: Call) -> Mark | None:
+    """Concatenation. Along features the parts keep their ids; constants put beside tokens become own tokens."""
+    parts = [x for x in call.args[0] if x.ndim > 1 or x.numel()]
+    axis = call.get(1, "dim", 0) % call.out.ndim
+    marks = [call.origins.mark(x) for x in parts]
+    known = [mark for mark in marks if mark]
+    if len(parts) == 1:
+        return marks[0]
+    lattices = [mark.lattice for mark in known if mark.lattice and not mark.pads and not mark.open]
+    gridded = len(lattices) == len(known)
+    # A vector that became one token has a signal's shape.
+    channel = gridded and axis == call.out.ndim - 1 - len(lattices[0].grid)
+    channel &= gridded and (len(lattices[0].grid) > 1 or all(x.shape[axis] > 1 for x in parts))
+    features = channel or all(m.shape[axis] == 1 and x.shape[axis] > 1 for m, x in zip(marks, parts, strict=True) if m)
+    if features and all(same_marks(mark, known[0]) for mark in known[1:]):
+        return known[0] if channel or not known[0].lattice else Mark(known[0].ids)
+    if not features and len(known) < len(parts):
+        marks = _with_own(call.origins, parts, marks, axis)
+
+    def ids() -> np.ndarray:
+        arrays = [np.full((1,) * call.out.ndim, CONSTANT) if m is None else m.ids for m in marks]
+        sizes = [max(a.shape[i] for a in arrays) for i in range(call.out.ndim)]
+        full = [[x.shape[axis] if i == axis else size for i, size in enumerate(sizes)] for x in parts]
+        return np.concatenate([np.broadcast_to(a, shape) for a, shape in zip(arrays, full, strict=True)], axis)
+
+    first = lattices[0] if gridded else None
+    if first and all(other.grid == first.grid and other.axes == first.axes for other in lattices):
+        shape = list(known[0].shape)
+        shape[axis] = call.out.shape[axis]
+        if channel and all(same_rows(first, other) for other in lattices):
+            inputs = np.bitwise_or.reduce([other.inputs for other in lattices])
+            return Mark(ids, shape, Lattice(first.samples, inputs, first.boxes, first.axes, first.grid))
+        if (
+            axis == 0
+            and len(known) == len(parts)
+            and all(len(m.lattice.samples) == m.shape[0] for m in known if m.lattice)
+        ):
+            samples, inputs, boxes = (
+                np.concatenate([getattr(x, name) for x in lattices], -1) for name in ("samples", "inputs", "boxes")
+            )
+            return Mark(ids, shape, Lattice(samples, inputs, boxes, first.axes, first.grid))
+    return Mark(ids())
+
+
+def _with_own(origins: Marks, parts: Sequence[Tensor], marks: Sequence[Mark | None], axis: int) -> list[Mark | None]:
+    """The companions of concatenated parts; a constant part gets own tokens, of the sample of the same row."""
+    shape = [max(m.shape[i] for m in marks if m) for i in range(len(parts[0].shape))]
+    shape[axis] = 1
+    most, least = np.full(shape, -1), np.full(shape, np.iinfo(np.int64).max)
+    for mark in filter(None, marks):
+        samples = origins.places.samples(mark.ids)
+        most = np.maximum(most, samples.max(axis, keepdims=True))
+        least = np.minimum(least, np.where(samples < 0, least, samples).min(axis, keepdims=True))
+    sample = np.where(most == least, most, LOST)
+    return [
+        m or Mark(origins.places.own(sample.repeat(x.shape[axis], axis))) for m, x in zip(marks, parts, strict=True)
+    ]
+
+
+def _stack(call: Call) -> Mark | None:
+    axis, marks = call.get(1, "dim", 0) % call.out.ndim, [call.origins.mark(x) for x in call.args[0]]
+    arrays = [np.full((1,) * call.out.ndim, CONSTANT) if m is None else np.expand_dims(m.ids, axis) for m in marks]
+    known = [array for array, mark in zip(arrays, marks, strict=True) if mark]
+    if all(array.shape == known[0].shape and np.array_equal(array, known[0]) for array in known[1:]):
+        return Mark(known[0])
+    return Mark(np.concatenate(np.broadcast_arrays(*arrays), axis))
+
+
+def _index(call: Call) -> Mark | None:
+    x, mark = call.args[0], call.mark()
+    if mark is None:  # a table looked up at followed places, as an embedding is
+        indices = [call.origins.mark(index) for index in call.args[1] if index is not None]
+        if len(call.args[1]) != 1 or indices[0] is None:
+            return lost_like(call.out)
+        return Mark(indices[0].ids.reshape(indices[0].shape + (1,) * (call.out.ndim - len(indices[0].shape))))
+    where, axes = _where(call.args[1])
+    return Mark(spread(mark.ids, x.shape, *axes)[where])
+
+
+def _where(indices: Sequence[Tensor | None]) -> tuple[tuple[Any, ...], list[int]]:
+    """NumPy's form of PyTorch's indices, and the axes that they index."""
+    where: list[Any] = []
+    axes: list[int] = []
+    position = 0
+    for index in indices:
+        array = None if index is None else index.detach().cpu().numpy()
+        where.append(slice(None) if array is None else array)
+        covered = 1 if array is None or array.dtype != np.bool_ else array.ndim
+        if array is not None:
+            axes += range(position, position + covered)
+        position += covered
+    return tuple(where), axes
+
+
+def _put(call: Call) -> Mark | None:
+    x, indices, values = call.args[:3]
+    if call.get(3, "accumulate", False):
+        return lost_like(call.out)
+    old, new = (call.origins.mark(t) for t in (x, values))
+    ids = np.broadcast_to(CONSTANT if old is None else old.ids, x.shape).copy()
+    ids[_where(indices)[0]] = CONSTANT if new is None else new.ids
+    return Mark(compressed(ids))
+
+
+def _index_select(call: Call) -> Mark | None:
+    x, axis, index = call.args[:3]
+    mark = call.origins.mark(x)
+    if mark is None:
+        return lost_like(call.out)
+    return Mark(spread(mark.ids, x.shape, axis % x.ndim).take(index.cpu().numpy(), axis))
+
+
+def _gather(call: Call) -> Mark | None:
+    x, axis, index = call.args[:3]
+    mark = call.origins.mark(x)
+    if mark is None:
+        return lost_like(call.out)
+    ids = spread(mark.ids, x.shape, axis % x.ndim)
+    part = [slice(None) if a == axis % x.ndim else slice(size) for a, size in enumerate(index.shape)]
+    return Mark(np.take_along_axis(ids[tuple(part)], to_numpy(index), axis))
+
+
+def _masked_select(call: Call) -> Mark | None:
+    x, mask = call.args[:2]
+    mark, shape = call.origins.mark(x), np.broadcast_shapes(tuple(x.shape), tuple(mask.shape))
+    chosen = np.broadcast_to(mask.detach().cpu().numpy(), shape)
+    return mark and Mark(np.broadcast_to(mark.ids, shape)[chosen])
+
+
+def _masked_scatter(call: Call) -> Mark | None:
+    x, mask, source = call.args[:3]
+    old, new = (call.origins.mark(t) for t in (x, source))
+    ids = np.broadcast_to(CONSTANT if old is None else old.ids, call.out.shape).copy()
+    chosen = np.broadcast_to(mask.detach().cpu().numpy(), call.out.shape)
+    flat = np.broadcast_to(CONSTANT if new is None else new.ids, source.shape).reshape(-1)
+    ids[chosen] = flat[: int(chosen.sum())]
+    return Mark(compressed(ids))
+
+
+def _copy(call: Call) -> Mark | None:
+    mark = call.mark(1)
+    return mark and mark.at(call.out.ndim)
+
+
+def _scatter_part(call: Call) -> Mark | None:
+    """`slice_scatter` and `select_scatter`."""
+    x, source, axis = call.args[0], call.args[1], call.get(2, "dim", 0)
+    old, new = (call.origins.mark(t) for t in (x, source))
+    ids = np.broadcast_to(CONSTANT if old is None else old.ids, x.shape).copy()
+    if source.ndim < x.ndim:
+        part: Any = call.args[3]
+    else:
+        part = slice(*(call.get(i + 3, name) for i, name in enumerate(("start", "end", "step"))))
+    ids[(slice(None),) * (axis % x.ndim) + (part,)] = CONSTANT if new is None else new.ids
+    return Mark(compressed(ids))
+
+
+def _pad(call: Call) -> Mark | None:
+    mark, flat = call.mark(), list(call.args[1])
+    if mark is None:
+        return None
+    pads = tuple((flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2))
+    return _with_pads(mark, call.args[0].shape, ((0, 0),) * (call.out.ndim - len(pads)) + pads)
+
+
+def _mirror(how: str) -> Rule:
+    def rule(call: Call) -> Mark | None:
+        mark, flat = call.mark(), list(call.args[1])
+        pads = tuple((flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2))
+        return mark and _with_pads(mark, call.args[0].shape, ((0, 0),) * (call.out.ndim - len(pads)) + pads, mode=how)
+
+    return rule
+
+
+def _with_pads(mark: Mark, shape: Shape, pads: Pads, **how: Any) -> Mark:
+    # Along an axis over which the ids are constant, such as features, what is added takes part in the same tokens.
+    thin = tuple(
+        (0, 0) if size == 1 and full > 1 else pad for size, full, pad in zip(mark.shape, shape, pads, strict=True)
+    )
+    if not any(map(any, thin)):
+        return Mark(mark.ids) if any(map(any, pads)) else mark
+    n = len(mark.lattice.grid) if mark.lattice and not mark.open and not mark.inner else 0
+    if n and min(map(min, pads)) >= 0 and not any(map(any, pads[:-n])):
+        padded = tuple(size + sum(pad) for size, pad in zip(mark.shape, pads, strict=True))
+        return Mark(lambda: np.pad(mark.ids, pads, **how), padded, mark.lattice, pads[-n:], mark)
+    ids = mark.ids[tuple(slice(-min(p, 0), size + min(q, 0)) for (p, q), size in zip(thin, mark.shape, strict=True))]
+    return Mark(np.pad(ids, [(max(p, 0), max(q, 0)) for p, q in thin], **how))
+
+
+def _unfold(call: Call) -> Mark | None:
+    x, axis, size, step = call.args
+    mark = call.origins.mark(x)
+    if mark is None:
+        return None
+    axis %= x.ndim
+    if mark.shape[axis] == 1 < x.shape[axis]:
+        return Mark(mark.ids[..., None])
+    windows = np.lib.stride_tricks.sliding_window_view(mark.ids, size, axis)
+    return Mark(windows[(slice(None),) * axis + (slice(None, None, step),)])
+
+
+def _as_strided(call: Call) -> Mark | None:
+    x, size, stride = call.args[:3]
+    mark, offset = call.origins.mark(x), call.get(3, "storage_offset")
+    if mark is None or not x.is_contiguous():
+        return lost_like(call.out)
+    start = 0 if offset is None else offset - x.storage_offset()
+    places = start + sum(
+        np.arange(n).reshape(-1, *[1] * (len(size) - 1 - i)) * step
+        for i, (n, step) in enumerate(zip(size, stride, strict=True))
+    )
+    return Mark(compressed(np.broadcast_to(mark.ids, x.shape).reshape(-1)[places]))
+
+
+def _columns(call: Call) -> Mark | None:
+    """`im2col`: each neighbourhood of an image as a column."""
+    x, kernel, dilation, padding, stride = call.args
+    mark = call.origins.mark(x)
+    if mark is None:
+        return None
+    ids = np.pad(spread(mark.ids, x.shape, 2, 3), ((0, 0), (0, 0), *((p, p) for p in padding)))
+    windows = np.lib.stride_tricks.sliding_window_view(
+        ids, [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)], (2, 3)
+    )
+    windows = windows[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]].transpose(0, 1, 4, 5, 2, 3)
+    whole = np.broadcast_to(windows, (len(windows), x.shape[1], *windows.shape[2:]))
+    return Mark(whole.reshape(len(whole), call.out.shape[1], call.out.shape[2]))
+
+
+def _shuffle(call: Call) -> Mark | None:
+    mark, r = call.mark(), call.args[1]
+    b, c, h, w = call.args[0].shape
+    if mark is None:
+        return None
+    ids = viewed(mark.ids, (b, c, h, w), (b, c // r**2, r, r, h, w)).transpose(0, 1, 4, 2, 5, 3)
+    return Mark(viewed(ids, (b, c // r**2, h, r, w, r), call.out.shape))
+
+
+def _unshuffle(call: Call) -> Mark | None:
+    mark, r = call.mark(), call.args[1]
+    b, c, h, w = call.args[0].shape
+    if mark is None:
+        return None
+    ids = viewed(mark.ids, (b, c, h, w), (b, c, h // r, r, w // r, r)).transpose(0, 1, 3, 5, 2, 4)
+    return Mark(viewed(ids, (b, c, r, r, h // r, w // r), call.out.shape))
+
+
+_NAMES: dict[Rule, str] = {
+    _view: "view _unsafe_view reshape _reshape_alias unsqueeze squeeze flatten",
+    _permute: "permute",
+    _transpose: "transpose t swapaxes",
+    _expand: "expand broadcast_to",
+    _slice: "slice",
+    _select: "select",
+    _unbind: "unbind",
+    _split: "split split_with_sizes unsafe_split unsafe_split_with_sizes",
+    _roll: "roll",
+    _flip: "flip",
+    _repeat: "repeat",
+    _join: "cat",
+    _stack: "stack",
+    _index: "index _unsafe_index",
+    _put: "index_put _unsafe_index_put _index_put_impl",
+    _index_select: "index_select",
+    _gather: "gather",
+    _masked_select: "masked_select",
+    _masked_scatter: "masked_scatter",
+    _copy: "copy",
+    _scatter_part: "slice_scatter select_scatter",
+    _pad: "constant_pad_nd",
+    _mirror("reflect"): "reflection_pad1d reflection_pad2d reflection_pad3d",
+    _mirror("edge"): "replication_pad1d replication_pad2d replication_pad3d",
+    _unfold: "unfold",
+    _as_strided: "as_strided",
+    _columns: "im2col",
+    _shuffle: "pixel_shuffle",
+    _unshuffle: "pixel_unshuffle",
+}
+RULES = {name: rule for rule, names in _NAMES.items() for name in names.split()}

@@ -1,0 +1,380 @@
+"""One observed forward pass: activations at layers, scores, and gradients on demand."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NoReturn
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.graph import allow_mutation_on_saved_tensors
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointError
+
+from multicam.call.inputs import Inputs
+from multicam.call.scorer import OutputLike, TargetLike, as_target, pinned, score, select_output, taken
+from multicam.call.targets.scores import Target
+from multicam.call.tree import rebuild
+from multicam.errors import MulticamError
+from multicam.watch.layers import Layer, LayerLike, Tap, Taps
+from multicam.watch.replay import Replay
+from multicam.watch.reshape import Tokens, positions
+from multicam.watch.undisturbed import module_by_module, undisturbed, unwrapped
+
+
+@dataclass(frozen=True)
+class Site:
+    """What one layer did in one trace.
+
+    Attributes:
+        name: The name that the caller gave to the layer.
+        layer: Its address.
+        acts: The activations `(b c *grid)`, float32 (float64 where the layer's are).
+        scores: The scores of the trace `(b,)`.
+        trace: Where it comes from.
+    """
+
+    name: str
+    layer: Layer
+    acts: Float[Tensor, "b c *grid"]
+    scores: Float[Tensor, " b"]
+    trace: "Trace" = field(repr=False)
+
+    @cached_property
+    def grads(self) -> Float[Tensor, "b c *grid"]:
+        """The gradient of each score by the activations `(b c *grid)`; the first use runs the one backward pass of the trace.
+
+        Raises:
+            MulticamError: If the layer has no gradient; the message says why.
+        """
+        return self.trace.grads[self.name]
+
+    @property
+    def curvature(self) -> Float[Tensor, "b c *grid"]:
+        """`H A (b c *grid)`: the Hessian of each score by the activations, times the activations.
+
+        Takes another forward pass and two backward passes on every use.
+        """
+        return self.trace.curvature(self.name)
+
+    def rescore(self, acts: Float[Tensor, "n c *grid"], sample: int = 0) -> Float[Tensor, " n"]:
+        """The scores of `n` what-ifs of one sample, in which the layer's activations are exchanged.
+
+        Only what depends on the layer runs again, see `multicam.watch.replay`; entries of its output that are not on the grid
+        (class tokens) stay as they are.
+
+        Raises:
+            MulticamError: If the activations or the sample do not fit.
+        """
+        return self.trace._replay(self.name)(acts, sample)
+
+
+class Trace:
+    """One observed forward pass of a model.
+
+    The model runs in evaluation mode and its parameters get no gradient: the graph starts at the first observed layer.
+    Each layer's output is recorded and a copy goes on through the model, so that operations in place cannot reach the
+    record. Afterwards everything is as it was: hooks, training flags, `requires_grad`, `.grad`, inputs, RNG.
+
+    Args:
+        model: Any module.
+        inputs: What it takes, see `Inputs.of`.
+        layers: Name -> layer.
+        target: See `multicam.call.scorer.as_target`.
+        output: Which part of the model's output the target sees, see `multicam.call.scorer.select_output`.
+        wrt: The inputs that the scores are differentiated by, see `input_grads`.
+
+    Raises:
+        MulticamError: For inputs, layers, outputs or targets that do not fit.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
+        >>> trace = Trace(model, torch.rand(2, 3, 8, 8), {"conv": "0"}, target=3)
+        >>> trace.sites["conv"].grads.shape, trace.scores.shape
+        (torch.Size([2, 4, 6, 6]), torch.Size([2]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        layers: Mapping[str, LayerLike],
+        target: TargetLike = None,
+        output: OutputLike = None,
+        wrt: Sequence[str] = (),
+    ) -> None:
+        self.model = unwrapped(model)
+        self.inputs = Inputs.of(inputs).bind(self.model).own()  # the caller may write into them afterwards
+        self.wrt = tuple(map(self._differentiable, wrt))
+        self._output_path = output
+        self._layers = dict(layers)
+        self._replays: dict[str | tuple[str, ...], Replay] = {}
+        taps = Taps(self.model, list(layers.values()))
+        batch = self.inputs.batch
+        records: dict[int, Tensor] = {}
+        self._leaves: dict[str, Tensor] = {}
+
+        def with_gradient(name: str, leaf: Any) -> Any:
+            if name not in self.wrt:
+                return leaf
+            self._leaves[name] = leaf.requires_grad_()
+            return leaf.clone()  # a model may write into its inputs
+
+        def record(i: int, tap: Tap, x: Tensor) -> Tensor:
+            # Whoever holds x may still write into it, before or after; the record belongs to nobody else.
+            records[i] = x.clone() if x.requires_grad else x.detach().clone().requires_grad_()
+            return records[i].clone()
+
+        with torch.inference_mode(False), torch.enable_grad(), undisturbed(self.model), module_by_module():
+            with taps.observe(batch, record) as seen:
+                returned = self.inputs.own().map(with_gradient).run(self.model)
+            output_tensor = select_output(returned, output)
+            self.target: Target = pinned(as_target(target), output_tensor)
+            self._scores = score(self.target, output_tensor, batch)
+        self._records = {name: records[i] for i, name in enumerate(layers)}
+        self._taps = dict(zip(layers, seen, strict=True))
+        self.output = _detached(output_tensor)
+        self.scores: Float[Tensor, " b"] = self._scores.detach()
+        self.shared = {name for name, tap in self._taps.items() if tap.calls > 1}
+        self.paths = {name: tap.label for name, tap in self._taps.items()}
+        self._acts = {name: self._gridded(name, record) for name, record in self._records.items()}
+
+    @property
+    def sites(self) -> dict[str, "Site"]:
+        """What each layer did, by the caller's name for it."""
+        # Made on request: sites that the trace itself kept would hold its graph in memory by a reference cycle.
+        return {name: Site(name, tap.layer, self._acts[name], self.scores, self) for name, tap in self._taps.items()}
+
+    def __repr__(self) -> str:
+        layers = ", ".join(f"{name}={tuple(acts.shape)}" for name, acts in self._acts.items())
+        return f"Trace({type(self.model).__name__}, {self.inputs!r}, {layers})"
+
+    def again(self, inputs: Any, samples: Sequence[int] | None = None, wrt: Sequence[str] | None = None) -> "Trace":
+        """The same layers, output and target for other inputs: a noisy, mirrored or cropped version of these.
+
+        A target that chose its class from the output (`target=None`) keeps the class that it chose here.
+
+        Args:
+            inputs: As for `Trace`.
+            samples: Which sample of this trace each sample of the new one stems from; None: the same in the same order.
+            wrt: As for `Trace`; None: the same as here.
+        """
+        if samples is not None:
+            self.refuse_target_without_samples()
+        target = self.target if samples is None else taken(self.target, samples)
+        return Trace(self.model, inputs, self._layers, target, self._output_path, self.wrt if wrt is None else wrt)
+
+    def rescore(self, values: Mapping[str, Tensor], sample: int = 0) -> Float[Tensor, " n"]:
+        """The scores of `n` what-ifs of one sample, in which the named inputs are exchanged and all others stay.
+
+        Only what depends on these inputs runs again, see `multicam.watch.replay`.
+
+        Args:
+            values: The changed inputs by name, each `(n …)` with the shape of one sample behind `n`.
+            sample: The sample that is changed.
+
+        Raises:
+            MulticamError: If names, shapes or the sample do not fit.
+        """
+        full = {self.inputs.name(name): rows for name, rows in values.items()}
+        wrong = [name for name in full if name not in self.inputs.batched]
+        if wrong or not full:
+            known = ", ".join(map(repr, self.inputs.batched))
+            raise MulticamError(f"give the inputs to change, of {known}" + (f", not {wrong[0]!r}" if wrong else ""))
+        return self._replay(tuple(sorted(full)))(full, sample)
+
+    def scores_of(self, returned: Any, samples: Sequence[int]) -> Float[Tensor, " n"]:
+        """The scores of what the model returned for other inputs `(n)`.
+
+        Args:
+            returned: The model's whole output.
+            samples: Which sample of this trace each row stems from.
+        """
+        self.refuse_target_without_samples()
+        return score(taken(self.target, samples), select_output(returned, self._output_path), len(samples))
+
+    def _replay(self, source: str | tuple[str, ...]) -> Replay:
+        """The replay of a change of the layer of one site, or of the inputs of these names."""
+        if source not in self._replays:
+            self.refuse_target_without_samples()
+            target, path = self.target, self._output_path  # a reference to the trace would be a cycle
+
+            def read(output: Any, samples: Sequence[int]) -> Tensor:
+                return score(taken(target, samples), select_output(output, path), len(samples))
+
+            changes = self._taps[source].layer if isinstance(source, str) else source
+            self._replays[source] = Replay(self.model, self.inputs, changes, read, self.scores)
+        return self._replays[source]
+
+    def refuse_target_without_samples(self) -> None:
+        """Refuse a target that holds values for each sample and cannot tell those of a part of them."""
+        if self.inputs.batch == 1 or hasattr(self.target, "take"):
+            return
+        try:
+            turned = score(self.target, _turned(self.output, self.inputs.batch), self.inputs.batch)
+        except (RuntimeError, ValueError, TypeError, LookupError):  # it knows its samples by something else
+            return
+        if not torch.allclose(turned.flip(0), self.scores, 1e-3, 1e-3 * float(self.scores.abs().max()), equal_nan=True):
+            raise MulticamError(
+                f"the target {self.target!r} treats each sample differently, so it must say what belongs to which: give it a method "
+                "take(samples) that returns the target for these samples, or explain one sample at a time"
+            )
+
+    def sees(self, name: str, input: str) -> bool:
+        """Whether a layer's output changes with an input; runs the model once more, with this input changed."""
+        kept: list[Tensor] = []
+
+        def keep(i: int, tap: Tap, x: Tensor) -> Tensor:
+            kept.append(x.detach().clone())
+            return x
+
+        with torch.no_grad(), undisturbed(self.model):
+            taps = Taps(self.model, [self._taps[name].layer])
+            with taps.observe(self.inputs.batch, keep):
+                self.inputs.replace({input: _changed(self.inputs.leaves[input])}).own().run(self.model)
+        return not torch.equal(kept[0], self._records[name])
+
+    @cached_property
+    def grads(self) -> dict[str, Float[Tensor, "b c *grid"]]:
+        """The gradient of the scores by each site's activations, from one backward pass that never reaches a parameter.
+
+        Raises:
+            MulticamError: If a layer has no gradient; the message says why.
+        """
+        found = dict(zip(self._records, self._backward, strict=False))
+        for name, gradient in found.items():
+            if gradient is None:
+                self._explain_missing(name)
+        return {name: self._gridded(name, gradient) for name, gradient in found.items() if gradient is not None}
+
+    @cached_property
+    def input_grads(self) -> dict[str, Tensor]:
+        """The gradient of the scores by each input of `wrt`, of its shape; from the same backward pass as `grads`.
+
+        It is zero for an input that the scores do not depend on, which takes one more forward pass to be sure.
+
+        Raises:
+            MulticamError: If the scores depend on an input, but not by a gradient.
+        """
+        found = dict(zip(self._leaves, self._backward[len(self._records) :], strict=True))
+        for name in [name for name, gradient in found.items() if gradient is None]:
+            self._refuse_detached(name)
+        return {
+            name: torch.zeros_like(leaf).detach() if (gradient := found[name]) is None else gradient
+            for name, leaf in self._leaves.items()
+        }
+
+    @cached_property
+    def _backward(self) -> tuple[Tensor | None, ...]:
+        """The gradients by the records, then by the leaves."""
+        wanted = [*self._records.values(), *self._leaves.values()]
+        if not self._scores.requires_grad:
+            return (None,) * len(wanted)
+        # Undisturbed, because checkpointed parts of a model run once more during the backward pass.
+        with torch.inference_mode(False), undisturbed(self.model):
+            try:
+                found = torch.autograd.grad(self._scores.sum(), wanted, allow_unused=True)
+            except (CheckpointError, RuntimeError) as error:
+                if "inplace operation" in str(error):
+                    # The model overwrites what its gradient needs. Keeping that costs time, so it is done for those models only.
+                    with allow_mutation_on_saved_tensors():
+                        again = Trace(self.model, self.inputs, self._layers, self.target, self._output_path, self.wrt)
+                        return again._backward
+                if "checkpoint" not in str(error).lower():
+                    raise
+                raise MulticamError(
+                    "the model recomputes parts of itself (torch.utils.checkpoint), which cannot be done for a layer inside "
+                    "such a part; turn it off while explaining, as with model.gradient_checkpointing_disable()"
+                ) from error
+        self._scores = self.scores  # the graph is used up
+        return found
+
+    def curvature(self, name: str) -> Float[Tensor, "b c *grid"]:
+        """What `Site.curvature` is, for the site of that name."""
+        # The fused kernels of attention have no second derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            again = self.again(self.inputs)
+        record = again._records[name]
+        with torch.inference_mode(False), torch.enable_grad(), undisturbed(self.model):
+            if not again._scores.requires_grad:
+                self._explain_missing(name)
+            (gradient,) = torch.autograd.grad(again._scores.sum(), record, create_graph=True, allow_unused=True)
+            if gradient is None:
+                self._explain_missing(name)
+            product = None
+            if gradient.requires_grad:
+                (product,) = torch.autograd.grad(gradient, record, record.detach(), allow_unused=True)
+        return self._gridded(name, torch.zeros_like(record) if product is None else product)
+
+    def _differentiable(self, name: str) -> str:
+        """The full name of an input that has a gradient."""
+        full = self.inputs.name(name)
+        leaf = self.inputs.leaves[full]
+        if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
+            return full
+        kind = str(leaf.dtype).removeprefix("torch.") if isinstance(leaf, Tensor) else type(leaf).__name__
+        raise MulticamError(
+            f"input {full!r} is {kind}, which has no gradient: give it as a floating-point tensor, name other inputs with "
+            "wrt=…, or take a method that needs no gradients, such as occlusion"
+        )
+
+    def _refuse_detached(self, name: str) -> None:
+        """Refuse a gradient of zero for an input on which the scores depend in another way."""
+        values = {name: _changed(self.inputs.leaves[name])}
+        with torch.no_grad(), undisturbed(self.model):
+            returned = self.inputs.replace(values).own().run(self.model)
+            changed = score(self.target, select_output(returned, self._output_path), self.inputs.batch)
+        if not torch.equal(changed, self.scores):
+            raise MulticamError(
+                f"the target depends on input {name!r}, but not by a gradient: something behind it is detached (.detach(), "
+                "no_grad, argmax, rounding); name the other inputs with wrt=…, or take a method that needs no gradients, "
+                "such as occlusion"
+            )
+
+    def _gridded(self, name: str, x: Tensor) -> Tensor:
+        tap = self._taps[name]
+        if tap.layer.reshape and not isinstance(tap.layer.reshape, Tokens):
+            positions(tap.layer.reshape, x.detach())  # refuses one that computes
+        return tap.grid(x.detach(), self.inputs.batch)
+
+    def _explain_missing(self, name: str) -> NoReturn:
+        """Say why no gradient reached a layer. Runs the model once more, with this layer's output changed."""
+        tap = self._taps[name]
+        if tap.under_no_grad:
+            raise MulticamError(
+                f"layer {tap.label!r} runs under the model's own torch.no_grad(), so no gradient can reach it; "
+                "take a layer outside of it, or a method that needs no gradients such as EigenCAM"
+            )
+        again = Taps(self.model, [tap.layer])
+        with torch.no_grad(), undisturbed(self.model):
+            with again.observe(self.inputs.batch, lambda i, t, x: x.std() + 1 - x):
+                returned = self.inputs.own().run(self.model)
+            changed = score(self.target, select_output(returned, self._output_path), self.inputs.batch)
+        if torch.equal(changed, self.scores):
+            raise MulticamError(
+                f"the target does not depend on layer {tap.label!r}: changing its output leaves every score as it is; "
+                "take a layer on the way to this output, or another target or output"
+            )
+        raise MulticamError(
+            f"the target depends on layer {tap.label!r}, but not by a gradient: something behind it is detached "
+            "(.detach(), no_grad, argmax, rounding); take a layer behind that, or a method that needs no gradients"
+        )
+
+
+def _changed(leaf: Tensor) -> Tensor:
+    return 1 - 2 * leaf if leaf.is_floating_point() or leaf.is_complex() else leaf.flip(-1)
+
+
+def _turned(output: Any, batch: int) -> Any:
+    """An output with its samples in reverse order."""
+    if isinstance(output, list) and len(output) == batch:
+        return output[::-1]
+    return rebuild(
+        output,
+        lambda _, leaf: leaf.flip(0) if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == batch else leaf,
+    )
+
+
+def _detached(output: Any) -> Any:
+    return rebuild(output, lambda _, leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf)

@@ -1,0 +1,280 @@
+"""Maps of one attention: whose queries, which heads, which value, laid on which input; and what is refused."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from multicam import MulticamError, rollout, tokens
+from multicam.attending.attend import attention, record_attention
+from multicam.attending.attentions import Attention
+
+
+class Joint(nn.Module):
+    """Self-attention over a class token, 4 x 4 patches of rgb and 3 x 2 of frequency; then rgb attends to frequency."""
+
+    probs: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rgb, self.frequency = nn.Conv2d(3, 8, 2, 2), nn.Conv2d(1, 8, 2, 2)
+        self.cls = nn.Parameter(torch.randn(1, 1, 8))
+        self.attn, self.cross = Heads(), Heads()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, rgb: Tensor, frequency: Tensor) -> Tensor:
+        r, f = (
+            rearrange(conv(x), "b c h w -> b (h w) c") for conv, x in ((self.rgb, rgb), (self.frequency, frequency))
+        )
+        x = torch.cat([self.cls.expand(len(r), -1, -1), r, f], 1)
+        x = x + self.attn(x, x)
+        return self.head((x[:, 1:17] + self.cross(x[:, 1:17], x[:, 17:])).mean(1))
+
+
+class Heads(nn.Module):
+    num_heads = 2
+    probs: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q, self.to_k = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        q, k, v = (rearrange(t, "b n (h e) -> b h n e", h=2) for t in (self.to_q(x), self.to_k(y), y))
+        self.probs = (3 * q @ k.mT).softmax(-1)
+        return rearrange(self.probs @ v, "b h n e -> b n (h e)")
+
+
+@pytest.fixture(scope="module")
+def att() -> Attention:
+    torch.manual_seed(0)
+    with record_attention(model := Joint()) as record:
+        record.output = model(torch.randn(2, 3, 8, 8), torch.randn(2, 1, 6, 4))
+    return record
+
+
+def truth(att: Attention) -> Tensor:
+    return att.model.attn.probs.detach()
+
+
+def laid(line: Tensor, h: int, w: int) -> Tensor:
+    """Shares `(b h*w)` as a density on an input of patches 2 x 2."""
+    return F.interpolate(line.view(-1, 1, h, w) * h * w, scale_factor=2, mode="bilinear")[:, 0]
+
+
+def test_a_map_is_the_mean_attention_of_the_queries(att: Attention) -> None:
+    p = truth(att).mean(1)
+    call = att["attn"]
+    torch.testing.assert_close(call.heatmap("rgb"), laid(p[:, :, 1:17].mean(1), 4, 4))
+    torch.testing.assert_close(call.heatmap("frequency"), laid(p[:, :, 17:].mean(1), 3, 2))
+    torch.testing.assert_close(call.heatmap("frequency", of="rgb"), laid(p[:, 1:17, 17:].mean(1), 3, 2))
+    torch.testing.assert_close(call.heatmap("rgb", of="frequency"), laid(p[:, 17:, 1:17].mean(1), 4, 4))
+
+
+def test_the_mean_of_a_map_is_the_share_of_the_input(att: Attention) -> None:
+    call, p = att["attn"], truth(att).mean((1, 2))
+    shares = {name: call.heatmap(name).mean((1, 2)) for name in ("rgb", "frequency")}
+    torch.testing.assert_close(shares["rgb"], p[:, 1:17].sum(1))
+    torch.testing.assert_close(shares["rgb"] + shares["frequency"] + p[:, 0], torch.ones(2))
+    torch.testing.assert_close(att["cross"].heatmap().mean((1, 2)), torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("query", "of", "row"),
+    [
+        ("cls", None, 0),
+        (0, None, 0),
+        (5, None, 5),
+        (-1, None, 22),
+        ((0, 0), "rgb", 1),
+        ((3, 5), "rgb", 1 + 4 + 2),
+        ((7, 7), "rgb", 16),
+        ((7.9, 0.5), "rgb", 13),
+        ((0, 0), "frequency", 17),
+        ((5, 1), "frequency", 21),
+    ],
+)
+def test_one_query(att: Attention, query: Any, of: str | None, row: int) -> None:
+    p = truth(att).mean(1)
+    found = att["attn"].heatmap("frequency", query, of=of)
+    torch.testing.assert_close(found, laid(p[:, row, 17:], 3, 2))
+
+
+def test_the_pixel_is_of_the_queries_input_where_there_is_one(att: Attention) -> None:
+    p = att.model.cross.probs.detach().mean(1)
+    assert att["cross"].inputs()[1] >= {"frequency"}
+    torch.testing.assert_close(att["cross"].heatmap("frequency", (2, 6), of="rgb"), laid(p[:, 7], 3, 2))
+
+
+def test_heads(att: Attention) -> None:
+    call, p = att["attn"], truth(att)[:, :, 0, 1:17]
+    for heads, expected in ((0, p[:, 0]), (1, p[:, 1]), ([1], p[:, 1]), ([0, 1], p.mean(1)), ("mean", p.mean(1))):
+        torch.testing.assert_close(call.heatmap("rgb", "cls", heads=heads), laid(expected, 4, 4))
+
+
+def test_values(att: Attention) -> None:
+    call = att["attn"]
+    torch.testing.assert_close(call.heatmap("rgb", value="probs"), call.heatmap("rgb"))
+    score = att.output[:, 1].sum()
+    (gradient,) = torch.autograd.grad(score, att.model.attn.probs, retain_graph=True)
+    att.gradients(score)
+    relevance = (gradient * truth(att)).clamp(min=0).mean(1)
+    torch.testing.assert_close(call.heatmap("frequency", "cls", value="grad*weights"), laid(relevance[:, 0, 17:], 3, 2))
+    torch.testing.assert_close(call.heatmap("rgb", value="grad*weights"), laid(relevance[..., 1:17].mean(1), 4, 4))
+
+
+def test_what_the_user_says_about_the_tokens() -> None:
+    class Shuffled(nn.Module):
+        """Takes the patches in an order that it looks up by their values."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = Heads()
+
+        def forward(self, image: Tensor) -> Tensor:
+            x = F.unfold(image, 2, stride=2).mT.repeat(1, 1, 2)
+            x = torch.fft.fft(torch.cat([x[:, :1], x], 1), dim=1).real
+            return self.attn(x, x)
+
+    image = torch.randn(2, 1, 8, 8)
+    with torch.no_grad(), record_attention(Shuffled()) as att:
+        att.model(image)
+    with pytest.raises(
+        MulticamError, match=r"no key of attention 'attn#0' stands for input 'image'.*layouts=\{'image': tokens"
+    ):
+        att[0].heatmap("image")
+    with torch.no_grad(), record_attention(att.model, layouts={"image": tokens(4, 4, prefix=1)}) as said:
+        att.model(image)
+    p = att.model.attn.probs.mean(1)
+    torch.testing.assert_close(said[0].heatmap("image"), laid(p[:, :, 1:].mean(1), 4, 4))
+    torch.testing.assert_close(said[0].heatmap("image", 3), laid(p[:, 3, 1:], 4, 4))
+    with pytest.raises(MulticamError, match=r"with layouts= a query is a number or \"mean\", not 'cls'"):
+        said[0].heatmap("image", "cls")
+    message = r"no input in layouts 'imag'; did you mean 'image'\?"
+    with pytest.raises(MulticamError, match=message), record_attention(att.model, layouts={"imag": tokens(4, 4)}):
+        att.model(image)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, r"the keys of attention 'attn#0' stand for \['frequency', 'rgb'\]: say which with onto="),
+        ({"onto": "rbg"}, r"no input 'rbg'; did you mean 'rgb'\?"),
+        ({"onto": "rgb", "of": "depth"}, "no input 'depth'"),
+        ({"onto": "rgb", "query": 23}, "attention 'attn#0' has queries 0 to 22, not 23"),
+        ({"onto": "rgb", "query": "class"}, r"a query is \"mean\", \"cls\", a number or a pixel \(y, x\), not 'class'"),
+        (
+            {"onto": "rgb", "query": (1, 1)},
+            r"the queries of attention 'attn#0' stand for \['frequency', 'rgb'\]: say whose pixel with of=",
+        ),
+        ({"onto": "rgb", "query": (8, 0), "of": "rgb"}, r"pixel \(8, 0\) lies outside of input 'rgb' of 8 x 8"),
+        ({"onto": "rgb", "query": (0, 4), "of": "frequency"}, r"lies outside of input 'frequency' of 6 x 4"),
+        ({"onto": "rgb", "heads": 2}, r"heads is \"mean\", or of 0 to 1, not 2"),
+        ({"onto": "rgb", "heads": [0, 5]}, r"or of 0 to 1, not \[0, 5\]"),
+        ({"onto": "rgb", "heads": []}, r"or of 0 to 1, not \[\]"),
+    ],
+    ids=lambda x: str(x) if isinstance(x, dict) else "",
+)
+def test_what_is_refused(att: Attention, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(MulticamError, match=message):
+        att["attn"].heatmap(**arguments)
+
+
+def test_what_an_attention_does_not_have(att: Attention) -> None:
+    cross = att["cross"]
+    with pytest.raises(
+        MulticamError, match="no query of attention 'cross#0' is the model's own, such as a class token"
+    ):
+        cross.heatmap("frequency", "cls")
+    with pytest.raises(MulticamError, match="attention 'attn#0' has no row of sample 2: its samples are \\[0, 1\\]"):
+        att["attn"].dense(att["attn"].probs, 2)
+    with pytest.raises(MulticamError, match=r"no attention of 'frequency' to 'depth'|no input 'depth'"):
+        att.between("frequency", "depth")
+    with record_attention(model := Joint()) as fresh:
+        model(torch.randn(1, 3, 8, 8), torch.randn(1, 1, 6, 4))
+    with pytest.raises(
+        MulticamError, match=r"no gradient of attention 'attn#0' yet: call \.gradients\(score\) of the recording"
+    ):
+        fresh["attn"].heatmap("rgb", value="grad*weights")
+
+
+def test_gradients_are_refused_where_there_are_none(att: Attention) -> None:
+    model = Joint().requires_grad_(False)
+    inputs = torch.randn(1, 3, 8, 8), torch.randn(1, 1, 6, 4)
+    with record_attention(model) as frozen:
+        out = model(*inputs)
+    with pytest.raises(
+        MulticamError, match=r"where its parameters are frozen, record with record_attention\(model, gradients=True\)"
+    ):
+        frozen.gradients(out.sum())
+    with pytest.raises(MulticamError, match=r"'attn#0' has no gradient: nothing in front of it requires a gradient"):
+        _ = frozen[0].grad
+    with record_attention(model, gradients=True) as open_:
+        out = model(*inputs)
+    open_.gradients(out.sum())
+    assert all(call.grad.any() for call in open_)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_in_words(att: Attention) -> None:
+    assert repr(att["attn"]) == (
+        "AttentionCall(attn#0, softmax, b heads q k = 2 x 2 x 23 x 23, "
+        "1 own + rgb 4 x 4 + frequency 3 x 2 -> 1 own + rgb 4 x 4 + frequency 3 x 2)"
+    )
+    assert [call.name for call in att.between("rgb", "frequency")] == ["attn#0", "cross#0"]
+    table = repr(att).splitlines()
+    assert table[0].split() == ["attention", "source", "b", "heads", "q", "k", "queries", "->", "keys"]
+    assert len(table) == 3
+
+
+class Scrambling(nn.Module):
+    """Tokens of freq lose their places on the way to the keys; two layers read them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rgb, self.freq = nn.Conv2d(3, 8, 8, 8), nn.Conv2d(1, 8, 4, 4)
+        self.first = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.second = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, rgb: Tensor, freq: Tensor) -> Tensor:
+        x = self.rgb(rgb).flatten(2).mT
+        keys = torch.fft.fft(self.freq(freq).flatten(2).mT).real
+        keys = torch.cat([torch.zeros_like(keys[:, :1]), keys], 1)
+        x = x + self.first(x, keys, keys)[0]
+        return x + self.second(x, keys, keys)[0]
+
+
+def test_streams_say_what_could_not_be_followed() -> None:
+    inputs = {"rgb": torch.rand(2, 3, 32, 32), "freq": torch.rand(2, 1, 12, 20)}
+    model = Scrambling()
+    att = attention(model, inputs)
+    with pytest.raises(MulticamError, match="no key of attention 'first#0' stands for input 'freq'"):
+        att[0].heatmap("freq", query=(9, 9))
+    streams: dict[str, tuple[str | None, str | None]] = dict.fromkeys(("first", "second"), (None, "freq"))
+    said = attention(model, inputs, layouts={"freq": tokens(3, 5, prefix=1)}, streams=streams)
+    assert said[0].describe() == "rgb 4 x 4 -> 1 own + freq 3 x 5"
+    assert torch.equal(said[0].columns, said[1].columns)  # the same tokens
+    assert len(said.between("rgb", "freq")) == 2
+    grids = said[0].weights.mean(1)[:, 5, 1:].reshape(2, 1, 3, 5) * 15  # the token in row 1, column 1
+    expected = F.interpolate(grids, (12, 20), mode="bilinear")[:, 0]
+    assert torch.allclose(said[0].heatmap("freq", query=(9, 9)), expected, atol=1e-6)
+    assert rollout(said).map("freq", query=5).shape == (2, 12, 20)
+
+
+@pytest.mark.parametrize(
+    ("streams", "layouts", "message"),
+    [
+        ({"frist": (None, "freq")}, {}, "no module in streams 'frist'; did you mean 'first'"),
+        ({"first": (None, "freqs")}, {}, "no input in streams 'freqs'; did you mean 'freq'"),
+        ({"first": (None, "freq")}, {}, r"whose layout is needed, too: layouts=\{'freq': tokens"),
+        ({"first": (None, "freq")}, {"freq": tokens(3, 5)}, "takes 16 of them for a grid of 3 x 5"),
+    ],
+    ids=["module", "input", "no layout", "prefix"],
+)
+def test_streams_that_do_not_fit_are_refused(streams: Any, layouts: Any, message: str) -> None:
+    inputs = {"rgb": torch.rand(2, 3, 32, 32), "freq": torch.rand(2, 1, 12, 20)}
+    with pytest.raises(MulticamError, match=message):
+        attention(Scrambling(), inputs, layouts=layouts, streams=streams)

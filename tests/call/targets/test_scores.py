@@ -1,0 +1,276 @@
+"""From outputs to scores."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from multicam import Binary, Contrast, MulticamError, Probability, Regression, Similarity, TopClass
+from multicam.call.scorer import as_target, pinned, score, select_output, taken
+from multicam.call.targets.detections import BoxScore, TopBox
+from multicam.call.targets.scores import QueryScore, SegmentationScore
+
+LOGITS = torch.tensor([[1.0, 4.0, 2.0], [3.0, 0.5, 2.5]])
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (None, [4.0, 3.0]),
+        (2, [2.0, 2.5]),
+        (-1, [2.0, 2.5]),
+        ([0, 2], [1.0, 2.5]),
+        (torch.tensor([0, 2]), [1.0, 2.5]),
+        (torch.tensor(1), [4.0, 0.5]),
+        (TopClass(), [4.0, 3.0]),
+        (Contrast(1, 0, 2), [2.5, -2.25]),
+        (Regression(1), [4.0, 0.5]),
+        (Probability(1), LOGITS.softmax(1)[:, 1].tolist()),
+        (lambda out: out.sum(1), [7.0, 6.0]),
+    ],
+)
+def test_targets_by_value(target: Any, expected: list[float]) -> None:
+    assert score(as_target(target), LOGITS, 2).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("output", [torch.tensor([1.0, -2.0]), torch.tensor([[1.0], [-2.0]])], ids=["(b,)", "(b 1)"])
+def test_single_outputs(output: torch.Tensor) -> None:
+    assert Binary()(output).tolist() == [1.0, -2.0]
+    assert Binary(False)(output).tolist() == [-1.0, 2.0]
+    assert Regression()(output).tolist() == [1.0, -2.0]
+
+
+def test_similarity_is_the_cosine() -> None:
+    vectors, wanted = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([1.0, 0.0])
+    assert Similarity(wanted)(vectors).tolist() == pytest.approx([0.6, 0.0])
+    assert Similarity(vectors * 5)(vectors).tolist() == pytest.approx([1.0, 1.0])
+    with pytest.raises(MulticamError, match=r"shape \(3,\), the output \(2, 2\)"):
+        Similarity(torch.ones(3))(vectors)
+
+
+def test_scores_keep_their_gradient_and_are_at_least_float32() -> None:
+    half = LOGITS.half().requires_grad_()
+    scores = score(as_target(1), half, 2)
+    assert scores.dtype == torch.float32
+    scores.sum().backward()
+    assert half.grad.tolist() == [[0, 1, 0], [0, 1, 0]]
+    assert score(as_target(1), LOGITS.double(), 2).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("target", "output", "message"),
+    [
+        (5, LOGITS, "target class 5 does not exist: the output has classes 0 to 2"),
+        (-4, LOGITS, "target class -4 does not exist"),
+        ([0, 1, 2], LOGITS, "3 target classes for 2 samples"),
+        (None, LOGITS[:, 0], r"TopClass\(\) needs an output \(b classes\).*shape \(2,\).*Binary\(\) or Regression\(\)"),
+        (3, torch.rand(2, 5, 4, 4), r"SegmentationScore\(class\) for \(b classes h w\), QueryScore\(class\)"),
+        (None, (LOGITS, LOGITS), r"returns a tuple.*output=….*'0' \(2, 3\), '1' \(2, 3\)"),
+        (1, ImageClassifierOutput(logits=LOGITS), r"ImageClassifierOutput.*'logits' \(2, 3\)"),
+        (Binary(), {"logits": LOGITS}, r"returns a dict.*'logits' \(2, 3\)"),
+        (Binary(), LOGITS, r"needs an output \(b,\) or \(b 1\)"),
+        (lambda out: out, LOGITS, r"returned torch.float32 \(2, 3\).*one floating-point score per sample: \(2,\)"),
+        (lambda out: out.argmax(1), LOGITS, r"returned torch.int64 \(2,\)"),
+        (lambda out: 3.0, LOGITS, "returned float"),
+    ],
+)
+def test_wrong_targets_say_what_would_fit(target: Any, output: torch.Tensor, message: str) -> None:
+    with pytest.raises(MulticamError, match=message):
+        score(as_target(target), output, 2)
+
+
+def test_contrast_needs_something_to_contrast_with() -> None:
+    with pytest.raises(MulticamError, match=r"as in Contrast\(3, 5\)"):
+        Contrast(3)
+
+
+@pytest.mark.parametrize(
+    ("output", "path"),
+    [
+        (LOGITS, None),
+        ((torch.zeros(1), LOGITS), 1),
+        ([torch.zeros(1), LOGITS], -1),
+        ((torch.zeros(1), [LOGITS]), "1.0"),
+        ({"logits": LOGITS, "loss": None}, "logits"),
+        ({"heads": {"label": LOGITS}}, "label"),
+        ({"features:": LOGITS}, "features:"),
+        (ImageClassifierOutput(logits=LOGITS), "logits"),
+        (SimpleNamespace(logits=LOGITS), "logits"),
+        ((torch.zeros(1), LOGITS), lambda out: out[1]),
+    ],
+)
+def test_outputs_are_selected_by_path(output: Any, path: Any) -> None:
+    assert select_output(output, path) is LOGITS
+
+
+@pytest.mark.parametrize(
+    ("output", "path", "message"),
+    [
+        ({"logits": LOGITS}, "logit", "no output 'logit'; did you mean 'logits'"),
+        ((LOGITS,), 3, "no output '3'"),
+        (LOGITS, "logits", "returns one tensor, so output='logits' names nothing"),
+    ],
+)
+def test_outputs_that_cannot_be_selected_list_the_choices(output: Any, path: Any, message: str) -> None:
+    with pytest.raises(MulticamError, match=message):
+        select_output(output, path)
+
+
+def test_without_a_path_the_target_sees_the_whole_output() -> None:
+    output = {"heads": [LOGITS, -LOGITS]}
+    assert select_output(output, None) is output
+    assert score(lambda out: (out["heads"][0] + 2 * out["heads"][1])[:, 0], output, 2).tolist() == [-1.0, -3.0]
+    with pytest.raises(TypeError) as raised:
+        score(lambda out: out[:, 0], output, 2)
+    assert raised.value.__notes__ == [
+        "the model returns a dict, so say what to explain with output=…, one of: 'heads.0' (2, 3), 'heads.1' (2, 3)"
+    ]
+
+
+# Segmentation.
+
+DENSE = torch.tensor(
+    [[[[1.0, 4.0], [0.0, 2.0]], [[3.0, 5.0], [1.0, 1.0]]], [[[2.0, 2.0], [0.0, 0.0]], [[1.0, 3.0], [4.0, 5.0]]]]
+)
+CORNER = torch.tensor([[False, True], [False, True]])
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        pytest.param(SegmentationScore(1), [3.0, 4.0], id="what the model calls so"),
+        pytest.param(SegmentationScore(-1), [3.0, 4.0], id="counted from the end"),
+        pytest.param(SegmentationScore([0, 1]), [2.0, 4.0], id="a class for each sample"),
+        pytest.param(SegmentationScore(0, CORNER), [3.0, 1.0], id="one region"),
+        pytest.param(SegmentationScore(0, CORNER.numpy()), [3.0, 1.0], id="an array"),
+        pytest.param(SegmentationScore(0, torch.stack([CORNER, ~CORNER])), [3.0, 1.0], id="a region for each sample"),
+        pytest.param(SegmentationScore(0, 3 * CORNER + (~CORNER).int()), [19 / 8, 1.0], id="weights"),
+    ],
+)
+def test_segmentation_scores_by_value(target: Any, expected: list[float]) -> None:
+    assert score(target, DENSE, 2).tolist() == expected
+    assert score(pinned(target, DENSE), DENSE, 2).tolist() == expected
+    turned = taken(pinned(target, DENSE), [1, 0, 1])
+    assert score(turned, DENSE[[1, 0, 1]], 3).tolist() == [expected[1], expected[0], expected[1]]
+    assert pinned(turned, DENSE[[1, 0, 1]])(DENSE[[1, 0, 1]]).tolist() == turned(DENSE[[1, 0, 1]]).tolist()
+
+
+def test_a_pinned_segmentation_keeps_its_region() -> None:
+    fixed = pinned(SegmentationScore(1), DENSE)
+    assert fixed.mask.tolist() == [[[True, True], [True, False]], [[False, True], [True, True]]]
+    assert fixed(-DENSE).tolist() == [-3.0, -4.0]
+
+
+def test_a_segmentation_of_one_class_or_of_a_volume() -> None:
+    assert SegmentationScore(0)(torch.tensor([[[[-1.0, 2.0], [4.0, -3.0]]]])).tolist() == [3.0]
+    assert score(SegmentationScore(0), torch.ones(1, 1, 300, 300).half(), 1).tolist() == [1.0]
+    volume = torch.arange(16.0).view(1, 2, 2, 2, 2)
+    assert SegmentationScore(0, torch.ones(2, 2, 2))(volume).tolist() == [3.5]
+
+
+def test_queries_by_value() -> None:
+    output = torch.tensor([[[1.0, 4.0], [3.0, 2.0]], [[0.0, 1.0], [2.0, 6.0]]])
+    assert QueryScore(1)(output).tolist() == [4.0, 6.0]
+    assert QueryScore([0, 1], query=[1, 0])(output).tolist() == [3.0, 1.0]
+    assert QueryScore(0, query=-1)(output).tolist() == [3.0, 2.0]
+    fixed = pinned(QueryScore(1), output)
+    assert fixed == QueryScore(1, [0, 1])
+    assert taken(fixed, [1, 1, 0])(-output[[1, 1, 0]]).tolist() == [-6.0, -6.0, -4.0]
+
+
+# Detection.
+
+
+def found(*detections: tuple[list[float], int, float]) -> dict[str, torch.Tensor]:
+    boxes, labels, scores = ([each[i] for each in detections] for i in range(3))
+    return {
+        "boxes": torch.tensor(boxes).view(-1, 4),
+        "labels": torch.tensor(labels).int(),
+        "scores": torch.tensor(scores),
+    }
+
+
+BOX = [0.0, 0.0, 4.0, 4.0]
+DETECTIONS = [
+    found(
+        (BOX, 2, 0.9), ([0.0, 0.0, 4.0, 3.0], 1, 0.5), ([0.0, 0.0, 4.0, 2.5], 1, 0.7), ([6.0, 6.0, 8.0, 8.0], 2, 0.2)
+    ),
+    found((BOX, 1, 0.3)),
+]
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        pytest.param(BoxScore(torch.tensor([BOX]), [1]), [0.5, 0.3], id="the nearest of its label, not the highest"),
+        pytest.param(BoxScore(torch.tensor([BOX]), [1], iou=0.8), [0.0, 0.3], id="not near enough"),
+        pytest.param(BoxScore(torch.tensor([BOX, BOX]), [1, 2]), [1.4, 0.3], id="the sum over boxes"),
+        pytest.param(
+            BoxScore([torch.tensor([[6.0, 6, 8, 8]]), torch.tensor([BOX])], [[2], [1]]), [0.2, 0.3], id="own boxes"
+        ),
+        pytest.param(TopBox(), [0.9, 0.3], id="top"),
+        pytest.param(TopBox(label=1), [0.7, 0.3], id="top of a label"),
+    ],
+)
+def test_box_scores_by_value(target: Any, expected: list[float]) -> None:
+    assert score(target, DETECTIONS, 2).tolist() == pytest.approx(expected)
+
+
+def test_pinned_boxes_may_vanish_and_others_are_refused() -> None:
+    fixed = pinned(BoxScore(torch.tensor([BOX]), [1]), DETECTIONS)
+    nothing = [found(), found((BOX, 2, 0.9))]
+    assert pinned(fixed, nothing)(nothing).tolist() == [0.0, 0.0]
+    with pytest.raises(MulticamError, match=r"in sample 0 the model finds none.*labels found: \[\]"):
+        pinned(BoxScore(torch.tensor([BOX]), [1]), nothing)
+    top = pinned(TopBox(), DETECTIONS)
+    assert taken(top, [1, 0, 0])([DETECTIONS[i] for i in (1, 0, 0)]).tolist() == pytest.approx([0.3, 0.9, 0.9])
+    shared = pinned(BoxScore(torch.tensor([BOX]), [1]), DETECTIONS)
+    assert taken(shared, [1, 1, 0])([DETECTIONS[i] for i in (1, 1, 0)]).tolist() == pytest.approx([0.3, 0.3, 0.5])
+    with pytest.raises(MulticamError, match="in sample 0 the model does not find anything"):
+        pinned(TopBox(), nothing)
+
+
+def test_box_scores_carry_the_gradient_of_the_scores() -> None:
+    scores = torch.tensor([0.2, 0.8], requires_grad=True)
+    boxes = torch.tensor([BOX, [9.0, 9.0, 11.0, 11.0]], requires_grad=True)
+    output = [{"boxes": boxes, "labels": torch.tensor([1, 1]), "scores": scores}]
+    gradients = torch.autograd.grad(
+        BoxScore(torch.tensor([BOX]), [1])(output).sum(), [scores, boxes], allow_unused=True
+    )
+    assert gradients[0].tolist() == [1, 0]
+    assert gradients[1] is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SegmentationScore(2)(DENSE), "target class 2 does not exist: the output has classes 0 to 1"),
+        (lambda: SegmentationScore(0)(LOGITS), r"needs an output \(b classes \*grid\), but.*\(2, 3\)"),
+        (
+            lambda: SegmentationScore(0, torch.ones(3, 3))(DENSE),
+            r"the mask is \(3, 3\).*grid \(2, 2\) for 2 samples; resize",
+        ),
+        (lambda: SegmentationScore(0, torch.ones(3, 2, 2))(DENSE), r"the mask is \(3, 2, 2\)"),
+        (lambda: SegmentationScore(0, CORNER & False)(DENSE), "no region.*class 0 in sample 0: it has no cell"),
+        (lambda: SegmentationScore(0, CORNER.float() - 0.5)(DENSE), "negative weights"),
+        (
+            lambda: SegmentationScore(0)(DENSE * torch.tensor([0.0, 1.0]).view(1, 2, 1, 1)),
+            "calls nothing this class",
+        ),
+        (lambda: SegmentationScore(0)({"out": DENSE}), r"returns a dict.*'out' \(2, 2, 2, 2\)"),
+        (lambda: QueryScore(0)(DENSE), r"needs an output \(b queries classes\), but it is \(2, 2, 2, 2\)"),
+        (lambda: QueryScore(0, query=5)(DENSE[0]), "target query 5 does not exist: the output has queries 0 to 1"),
+        (lambda: QueryScore(0, query=[1, 1, 1])(DENSE[0]), "3 target queries for 2 samples"),
+        (lambda: BoxScore(torch.ones(4), [1]), r"takes boxes \(n 4\), labels \(n\).*not \(4,\) and \(1,\)"),
+        (lambda: BoxScore(torch.ones(2, 4), [1]), r"not \(2, 4\) and \(1,\)"),
+        (lambda: BoxScore(torch.ones(1, 4), [1], iou=0.0), "not iou=0.0"),
+        (lambda: BoxScore([torch.ones(1, 4)], [[1], [2]]), "boxes for 1 samples, but labels for 2"),
+        (lambda: BoxScore([torch.ones(1, 4)], [[1]])(DETECTIONS), "boxes for 1 samples, but there are 2"),
+        (lambda: TopBox()(LOGITS), r"need the whole output of a detector.*a tensor \(2, 3\)"),
+    ],
+)
+def test_dense_targets_that_do_not_fit_say_what_would(make: Any, message: str) -> None:
+    with pytest.raises(MulticamError, match=message):
+        make()

@@ -1,0 +1,272 @@
+"""The contract of a map, and its warnings."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import multicam
+from multicam import (
+    CAM,
+    AblationCAM,
+    EigenCAM,
+    GradCAM,
+    HiResCAM,
+    Inputs,
+    Layer,
+    Maps,
+    MulticamError,
+    Site,
+    Trace,
+    XGradCAM,
+    explain_methods,
+    list_layers,
+)
+from multicam.cam.catalogue import ONE_PASS
+from multicam.cam.weighted import OriginalCAM, ShapleyCAM
+from tests.helpers.models import Fusion, Siamese, fusion_inputs, seeded
+
+
+def sum_of_products(site: Site) -> Tensor:
+    return (site.grads * site.acts).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("method", [GradCAM, HiResCAM, XGradCAM], ids=lambda m: m.__name__)
+def test_the_mean_of_a_map_is_the_evidence_in_units_of_the_score(method: type[CAM]) -> None:
+    """With a pooled linear head the evidence is the logit without its bias, on any grid and by three methods."""
+    torch.manual_seed(0)
+    head = nn.Linear(6, 5)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    for size in (8, 13):
+        x = torch.rand(2, 3, size, size)
+        grid_map = method(model, {"grid": "1"})(x, 3, signed=True)["grid"]
+        assert torch.allclose(grid_map.mean((1, 2)), model(x)[:, 3] - head.bias[3], rtol=1e-4)
+        with pytest.raises(AttributeError):
+            _ = grid_map.comparable  # a plain tensor
+
+
+def test_hirescam_sums_to_gradient_times_activation_on_every_branch() -> None:
+    trace = Trace(seeded(Fusion), fusion_inputs(), {"rgb": "rgb", "depth": "depth", "texture": "texture"}, 1)
+    maps = HiResCAM(seeded(Fusion), {"rgb": "rgb"}).maps(trace, signed=True)
+    for name, site in trace.sites.items():
+        laid = maps[name].mean((1, 2))
+        assert torch.allclose(laid, sum_of_products(site), rtol=0.05, atol=0.02 * maps[name].abs().mean())
+
+
+def test_a_name_that_is_an_input_lays_the_map_on_it() -> None:
+    model, inputs = seeded(Fusion), fusion_inputs()
+    layers = {"rgb": "rgb", "depth": "depth", "mixed": "attn", "other": Layer("attn", onto="texture")}
+    maps = EigenCAM(model, layers)(inputs, signed=True)
+    assert {name: tuple(m.shape) for name, m in maps.items()} == {
+        "rgb": (2, 32, 32), "depth": (2, 16, 32), "mixed": (2, 8, 8), "other": (2, 32, 16),
+    }  # fmt: skip
+    upsampled = F.interpolate(maps["mixed"][:, None], (32, 16), mode="bilinear", align_corners=False)[:, 0]
+    assert torch.equal(maps["other"], upsampled)
+    assert EigenCAM(model, "rgb")(inputs).shape == (2, 8, 8)  # three inputs, and nobody said which
+    assert EigenCAM(model, Layer("rgb", onto="rgb"))(inputs).shape == (2, 32, 32)
+
+
+def test_short_names_and_the_only_image_of_a_dict_model() -> None:
+    class Batched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, batch: dict[str, Any]) -> Tensor:
+            return self.conv(batch["image"]).mean((2, 3))
+
+    batch = Inputs({"image": torch.rand(2, 3, 9, 7), "ids": torch.arange(2)})
+    assert HiResCAM(Batched(), {"image": "conv"})(batch, signed=True)["image"].shape == (2, 9, 7)
+    assert HiResCAM(Batched(), "conv")(batch, signed=True).shape == (2, 9, 7)
+    assert HiResCAM(Batched(), {"grid": "conv"})(batch, signed=True)["grid"].shape == (2, 9, 7)
+    with pytest.raises(MulticamError, match=r"grid \(7, 5\), which cannot be laid on input 'batch\.ids' \(\(2,\)\)"):
+        HiResCAM(Batched(), {"ids": "conv"})(batch, signed=True)
+    with pytest.raises(MulticamError, match="no input 'imgae'"):
+        HiResCAM(Batched(), Layer("conv", onto="imgae"))(batch, signed=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "laid"),
+    [
+        ((2, 3, 20), 2, (2, 20)),
+        ((2, 3, 8, 12), 2, (2, 8, 12)),
+        ((2, 3, 4, 8, 12), 2, (2, 4, 8, 12)),
+    ],
+)
+def test_signals_images_and_volumes(shape: tuple[int, ...], stride: int, laid: tuple[int, ...]) -> None:
+    conv = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[len(shape)](3, 4, 3, stride, 1)
+    model = nn.Sequential(conv, nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 2))
+    assert HiResCAM(model, "0")(torch.rand(shape), 0, signed=True).shape == laid
+
+
+def test_clips_with_frames_first_get_their_map_on_the_frames() -> None:
+    class Video(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv3d(3, 4, 3, 2, 1)
+
+        def forward(self, pixel_values: Tensor) -> Tensor:
+            return self.conv(pixel_values.transpose(1, 2)).mean((2, 3, 4))
+
+    clip = torch.rand(1, 8, 3, 12, 14)
+    assert HiResCAM(Video(), "conv")(clip, 0, signed=True).shape == (1, 8, 12, 14)
+
+
+def test_axes_are_told_by_what_the_layer_made_of_them() -> None:
+    signal = nn.Sequential(nn.Conv1d(16, 8, 4, 4), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+    assert HiResCAM(signal, "0")(torch.rand(2, 16, 64), 1, signed=True).shape == (2, 64)
+    contrasts = nn.Sequential(nn.Conv3d(4, 8, 3, padding=1), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+    assert HiResCAM(contrasts, "0")(torch.rand(1, 4, 3, 8, 8), 1, signed=True).shape == (1, 3, 8, 8)
+
+
+def test_negative_evidence_is_cut_unless_signed() -> None:
+    model, inputs = seeded(Fusion), fusion_inputs()
+    signed = HiResCAM(model, {"grid": "rgb"})(inputs, 1, signed=True)["grid"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cut = HiResCAM(model, {"grid": "rgb"})(inputs, 1)["grid"]
+    assert signed.min() < 0
+    assert torch.equal(cut, signed.relu())
+
+
+def test_maps_of_several_inputs_compare() -> None:
+    """Two branches, one weighted a hundred times less: the masses say so, and per-map scaling could not."""
+
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3)
+            self.right.load_state_dict(self.left.state_dict())
+
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return (self.left(left).relu() + 0.01 * self.right(right).relu()).mean((2, 3))
+
+    torch.manual_seed(0)
+    x = torch.rand(2, 1, 8, 8)
+    maps = HiResCAM(Weighted(), {"left": "left", "right": "right"})((x, x), lambda out: out.sum(1))
+    assert isinstance(maps, Maps)
+    assert maps.comparable
+    assert torch.allclose(maps["right"] * 100, maps["left"], rtol=1e-4)
+    assert torch.allclose(maps.shares()[:, 1], torch.tensor(1 / 101), rtol=1e-3)
+    assert Maps({"a": torch.zeros(1, 2, 2)}).shares().tolist() == [[0.0]]
+    assert not EigenCAM(Weighted(), {"left": "left"})((x, x)).comparable
+    assert "left: (2, 8, 8) mean" in repr(maps)
+
+
+def test_a_batch_is_its_samples() -> None:
+    model = seeded(Fusion)
+    inputs = fusion_inputs(3)
+    layers = {"rgb": "rgb", "depth": "depth.net.3", "attn": "attn"}
+    for method in (*ONE_PASS, OriginalCAM, ShapleyCAM, AblationCAM):  # those that mask: tests/test_perturb.py
+        own = {"attn": "attn"} if method is OriginalCAM else layers  # the only one that the head alone reads
+        together = method(model, own)(inputs, [0, 3, 1], signed=True)
+        for b, target in enumerate([0, 3, 1]):
+            alone = method(model, own)({name: x[b : b + 1] for name, x in inputs.items()}, target, signed=True)
+            for name in own:
+                assert torch.allclose(
+                    alone[name][0], together[name][b], rtol=1e-3, atol=1e-4 * together[name].abs().max()
+                )
+
+
+def test_many_methods_cost_one_forward_and_one_backward() -> None:
+    model, inputs = seeded(Fusion), fusion_inputs()
+    runs = []
+    model.head.register_forward_hook(lambda m, i, o: runs.append(1))
+    model.head.register_full_backward_hook(lambda m, i, o: runs.append(-1))
+    layers = {"rgb": "rgb", "attn": "attn"}
+    found = explain_methods(model, inputs, layers, ONE_PASS, 1, signed=True)
+    assert runs == [1, -1]
+    assert list(found) == [method.__name__ for method in ONE_PASS]
+    for method in ONE_PASS:
+        expected = method(model, layers)(inputs, 1, signed=True)
+        assert all(torch.equal(found[method.__name__][name], expected[name]) for name in layers)
+    assert torch.equal(
+        explain_methods(model, inputs, "rgb", [HiResCAM], 1, signed=True)["HiResCAM"],
+        HiResCAM(model, "rgb")(inputs, 1, signed=True),
+    )
+
+
+def test_a_method_without_gradients_runs_no_backward() -> None:
+    model = seeded(Fusion)
+    model.head.register_full_backward_hook(lambda m, i, o: pytest.fail("backward"))
+    assert EigenCAM(model, "rgb")(fusion_inputs()).any()
+
+
+def test_a_method_of_ones_own_is_a_few_lines() -> None:
+    class Energy(CAM):
+        """The activations' energy."""
+
+        def saliency(self, site: Site) -> Tensor:
+            return site.acts.square().sum(1)
+
+    assert Energy(seeded(Fusion), {"rgb": "rgb"})(fusion_inputs())["rgb"].shape == (2, 32, 32)
+    assert repr(Energy(seeded(Fusion), "rgb")) == "Energy(Fusion, Layer('rgb'))"
+
+
+class Reader(nn.Module):
+    """A transformer-like head on a grid, in the ways that make maps empty."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.conv, self.norm = how, nn.Conv2d(3, 8, 3), nn.LayerNorm(8, elementwise_affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        tokens = y.flatten(2).mT
+        if self.how == "class token":
+            return (tokens * 0).sum(1)
+        if self.how == "norm":
+            return self.norm(tokens).mean(1)
+        return -y.square().mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("class token", r"map of layer 'conv' for 2 of 2 samples is empty: the gradient is zero on the whole grid"),
+        ("norm", r"is meaningless: gradient times activation cancels.*normalisation follows"),
+        ("negative", r"is empty: all its evidence is negative; signed=True shows it"),
+    ],
+)
+def test_a_map_that_is_empty_by_construction_says_why(how: str, message: str) -> None:
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match=message):
+        HiResCAM(Reader(how), {"conv": "conv"})(torch.rand(2, 3, 8, 8), 1)
+
+
+def test_overflow_is_an_error_and_not_an_empty_map() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(MulticamError, match=r"HiResCAM of layer '0' is not finite.*bfloat16"):
+        HiResCAM(model, "0")(torch.full((1, 3, 8, 8), float("inf")), 1)
+
+
+def test_the_layers_of_a_model_and_what_they_see() -> None:
+    table = list_layers(seeded(Fusion), fusion_inputs())
+    row = {info.path: info for info in table}
+    assert row["rgb.net.0"].grid == (16, 16)
+    assert row["rgb.net.0"].sees == ("rgb",)
+    assert row["attn"].shapes == {"0": (2, 64, 16), "1": (2, 64, 64)}
+    assert row["attn"].grid == (8, 8)
+    assert row["attn"].sees == ("rgb", "depth", "texture")
+    assert row["head"].grid is None
+    assert "no spatial axes" in row["head"].note
+    assert [info.path for info in table.find("Multihead")] == ["attn"]
+    assert str(table).splitlines()[0].split() == ["layer", "kind", "returns", "grid", "sees"]
+    x = torch.rand(2, 3, 16, 16)
+    calls = [info for info in list_layers(seeded(Siamese), (x, x)) if info.kind == "Branch"]
+    assert [(info.path, info.sees) for info in calls] == [("encoder#0", ("before",)), ("encoder#1", ("after",))]
+    for info in calls:
+        assert HiResCAM(seeded(Siamese), info.path)((x, x), 1, signed=True).shape == (2, *info.grid)
+
+
+def test_integer_inputs_alone_still_list_their_layers() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten())
+    assert [(i.path, i.sees) for i in list_layers(model, torch.zeros(2, 3, dtype=torch.long))] == [("0", ()), ("1", ())]
+
+
+@pytest.mark.parametrize("name", [n for n in multicam.__all__ if isinstance(getattr(multicam, n), type)])
+def test_everything_public_says_what_it_is(name: str) -> None:
+    assert getattr(multicam, name).__repr__ is not object.__repr__

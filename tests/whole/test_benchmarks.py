@@ -1,0 +1,231 @@
+"""The benchmark measures every method, judges every goal by its numbers, and its meters read what there is to read."""
+
+import importlib
+import subprocess
+import sys
+import time
+from abc import ABC
+from collections.abc import Iterator
+from inspect import isabstract
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from multicam import CAM, Site
+from multicam.cam import components, fullgrad, masking, rise, sess, weighted, wrappers
+from multicam.cam.base import InputCAM
+
+ROOT = Path(__file__).parents[2]
+METHODS = {
+    name
+    for module in (weighted, components, masking, rise, fullgrad, wrappers, sess)
+    for name, found in vars(module).items()
+    if isinstance(found, type) and issubclass(found, CAM | InputCAM)
+    if not (isabstract(found) or ABC in found.__bases__)
+}
+BARE = "bare forward, `no_grad`"
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT)
+        importlib.import_module("benchmarks.engine")
+        yield importlib.import_module("benchmarks")
+
+
+@pytest.fixture(scope="module")
+def page(benchmarks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("page") / "costs.md"
+    path.write_text(f"What it costs.\n\n{benchmarks.engine.MARK}\n\nolder numbers\n")
+    # A process of its own, where shapes are not checked at every call.
+    command = ["-m", "benchmarks.engine", "--quick", "--repeat", "1", "--threads", "1", "--write", str(path)]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    return path.read_text()
+
+
+@pytest.fixture(scope="module")
+def tables(page: str) -> dict[str, dict[str, list[str]]]:
+    """The cells by table (the head of its first column) and row."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for block in page.split("\n\n"):
+        if block.startswith("|"):
+            (title, *_), _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in block.splitlines())
+            found[title] = {name: cells for name, *cells in rows}
+            assert len(found[title]) == len(rows)
+    return found
+
+
+def test_writing_replaces_the_older_numbers(page, benchmarks):
+    assert page.startswith(f"What it costs.\n\n{benchmarks.engine.MARK}\n\n")
+    assert "older numbers" not in page
+
+
+def test_the_page_of_the_documentation_has_a_place_for_the_numbers(benchmarks):
+    text = (ROOT / "docs" / "explanation" / "what-it-costs.md").read_text()
+    assert text.count(benchmarks.engine.MARK) == 1
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_is_measured(method, tables):
+    rows = [row.replace("(", " ").replace(",", " ").split() for rows in tables.values() for row in rows]
+    assert any(method in words for words in rows)
+
+
+def test_every_side_is_there(tables, benchmarks):
+    sides = {title: [row.split()[0] for row in rows] for title, rows in tables.items()}
+    gradient = len(benchmarks.gradient.GRADIENT)
+    assert gradient == 8
+    assert (sides["layer4"].count("**multicam**"), sides["layer4"].count("pytorch-grad-cam")) == (
+        gradient + 2,
+        gradient + 1,
+    )
+    assert sides["layer2"] == ["bare", "cut", "**multicam**", "pytorch-grad-cam"]
+    assert sides["AblationCAM, ResNet-50, layer4"] == ["bare", "**multicam**", "pytorch-grad-cam"]
+    scores = [rows for title, rows in sides.items() if title.startswith("ScoreCAM, ")]
+    assert scores == [["bare", "**multicam**", "pytorch-grad-cam", "torchcam"]] * 2
+    three = sides["maps of all three inputs"]
+    assert (three[0], three.count("**multicam**"), len(three)) == ("bare", 4, 12)
+    growth = {
+        title: len(rows) for title, rows in tables.items() if "GradCAM, " in title or title.startswith("perturbing")
+    }
+    assert growth == {
+        "GradCAM, one input": 5,
+        "GradCAM, several inputs, 224 px": 4,
+        "perturbing, beside a forward of 32": 8,
+    }
+    assert len(tables["goal"]) == 14
+
+
+def test_every_number_is_positive_and_the_bare_forward_is_the_unit(tables):
+    numbers = [
+        float(cell)
+        for title, rows in tables.items()
+        if title != "goal"
+        for cells in rows.values()
+        for cell in cells
+        if cell.replace(".", "").isdigit()
+    ]
+    assert len(numbers) > 300
+    assert min(numbers) > 0
+    units = [rows[BARE] for rows in tables.values() if BARE in rows]
+    assert {(time_ratio, memory_ratio) for _, _, time_ratio, _, memory_ratio in units} == {("1.00", "1.00")}
+
+
+def test_goals_are_judged_by_their_numbers(tables):
+    for measured, limit, verdict in tables["goal"].values():
+        way, number = limit.rsplit(" ", 1)
+        value, bound = float(measured), float(number)
+        if value != bound:  # of the three digits that are shown
+            kept = value > bound if way == "at least" else value < bound
+            assert verdict == ("reached" if kept else "**missed**")
+
+
+def test_scores_without_a_channel_equal_those_of_full_passes(tables):
+    measured, _, verdict = tables["goal"]["AblationCAM, scores against full forwards, largest error / score"]
+    assert float(measured) <= 1e-4
+    assert verdict == "reached"
+
+
+def test_the_comparison_with_full_passes_sees_a_wrong_score(benchmarks, monkeypatch):
+    setting = benchmarks.meter.Setting(torch.device("cpu"), 1, True)
+    model, x = setting.resnet(50), setting.image(1)
+    monkeypatch.setattr(Site, "rescore", lambda site, acts, sample=0: site.scores.expand(len(acts)))
+    assert benchmarks.perturb.ablation_error(model, x, 8) > 1e-3
+
+
+def test_only_a_full_backward_changes_the_gradients_of_parameters(page):
+    assert "`param.grad` is changed by: pytorch-grad-cam, a wrapper per branch.\n" in page
+
+
+def test_the_memory_meter_reads_a_known_allocation(page):
+    assert "three tensors of 32 MiB, two at a time, read 64.0 MiB" in page
+
+
+def test_a_graph_cut_by_hand_gives_the_same_map_and_leaves_the_model_alone(benchmarks):
+    setting = benchmarks.meter.Setting(torch.device("cpu"), 1, True)
+    model, x = setting.resnet(50), setting.image(2)
+    by_hand = benchmarks.peers.cut_graph(model, model.get_submodule("layer2"), x)
+    ours = weighted.GradCAM(model, "layer2")(x, benchmarks.peers.CLASS)
+    cells = model.get_submodule("layer2")(torch.zeros(1, 32, *[side // 4 for side in x.shape[2:]]))[0, 0].numel()
+    torch.testing.assert_close(by_hand * cells, ours)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_sides_take_turns_and_slow_ones_fewer(benchmarks):
+    meter = benchmarks.meter
+    calls = []
+    sides = {
+        "a": meter.Side(lambda: calls.append("a")),
+        "b": meter.Side(lambda: calls.append("b")),
+        "c": meter.Side(lambda: calls.append("c"), slow=True),
+    }
+    costs = meter.measure(nn.Linear(1, 1), sides, meter.Setting(torch.device("cpu"), 3, True))
+    assert "".join(calls) == "ab" + "abc" + "bca" + "ab"
+    assert {name: len(cost.times) for name, cost in costs.items()} == {"a": 3, "b": 3, "c": 2}
+    assert costs["c"].memory is None
+
+
+def test_the_time_of_a_share_is_scaled_to_the_whole(benchmarks):
+    meter = benchmarks.meter
+    side = meter.Side(lambda: time.sleep(0.01), share=1 / 20)
+    cost = meter.measure(nn.Linear(1, 1), {"some": side}, meter.Setting(torch.device("cpu"), 1, True))["some"]
+    assert 0.2 <= cost.median < 2
+
+
+def test_the_benchmark_of_attention_judges_its_goals(benchmarks: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "attention.md"
+    attention = importlib.import_module("benchmarks.attention")
+    page.write_text(f"{attention.MARK}\n\nolder numbers\n")
+    command = ["-m", "benchmarks.attention", "--quick", "--repeat", "1", "--threads", "1", "--write", str(page)]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    text = page.read_text()
+    assert "older numbers" not in text
+    for goal in (
+        "recording, time / forward, ViT-B",
+        "time / (forward + backward)",
+        "memory held / that with the probabilities",
+    ):
+        assert goal in text
+
+
+@pytest.mark.parametrize(
+    ("name", "goals"),
+    [
+        ("saliency", ["gradient, time /", "guided_backprop, time /", "integrated gradients, 2 steps", "SmoothGrad, 2 samples"]),
+        ("contribution", ["3 inputs, batch 4, time / forward", "4 inputs, batch 4, time / forward"]),
+    ],
+)  # fmt: skip
+def test_further_benchmarks_judge_their_goals(
+    benchmarks: ModuleType, tmp_path: Path, name: str, goals: list[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"{importlib.import_module(f'benchmarks.{name}').MARK}\n\nolder numbers\n")
+    command = ["-m", f"benchmarks.{name}", "--quick", "--repeat", "1", "--threads", "1", "--write", str(page)]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    text = page.read_text()
+    assert "older numbers" not in text
+    assert all(f"| {goal}" in text for goal in goals)
+
+
+def test_a_planted_cell_is_found_where_it_was_planted(benchmarks: ModuleType) -> None:
+    planted = importlib.import_module("benchmarks.planted_cells")
+    inputs, label, where, cell = planted.draw(12, torch.Generator().manual_seed(0))
+    patterns = planted.patterns()
+    assert torch.equal(patterns.flatten(1) @ patterns.flatten(1).T, 16 * torch.eye(planted.CLASSES))
+    found = torch.stack(
+        [nn.functional.conv2d(inputs[name], patterns[:, None], stride=planted.PATCH) for name in planted.INPUTS], 1
+    )  # (b input class 6 6)
+    peak = found.flatten(1).argmax(1)
+    cells = planted.SIDE**2
+    strongest = [(int(p) // (planted.CLASSES * cells), int(p) // cells % planted.CLASSES, int(p) % cells) for p in peak]
+    assert strongest == list(zip(where.tolist(), label.tolist(), cell.tolist(), strict=True))
+    maps = {name: torch.zeros(12, cells) for name in planted.INPUTS}
+    for i in range(12):
+        maps[planted.INPUTS[where[i]]][i, cell[i]] = 1
+    grids = {name: m.view(12, planted.SIDE, planted.SIDE) for name, m in maps.items()}
+    assert planted.hits(grids, where, cell) == (1, 1, 1)
+    assert planted.hits({name: 1 - m for name, m in grids.items()}, where, cell) == (0, 0, 0)

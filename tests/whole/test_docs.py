@@ -1,0 +1,91 @@
+"""The documentation: its code runs, what it says is printed is printed, its links lead somewhere, no name is missing.
+
+The code of a page runs from top to bottom in one namespace and an empty folder. A `text` block holds what the code
+before it prints; a python block that starts with `# name.py` is a file; an `sh` block holds commands of multicam.
+"""
+
+import doctest
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import multicam
+from multicam.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [
+    path
+    for path in (*ROOT.glob("*.md"), *DOCS.rglob("*.md"))
+    if not {"_build", "jupyter_execute", "tutorials"} & {*path.relative_to(ROOT).parts[:-1]}
+]
+FENCE = re.compile(r"^```(\S+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+class Block(NamedTuple):
+    """One fenced block: its language, its content and the line that it starts on."""
+
+    kind: str
+    content: str
+    line: int
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text()
+    for found in FENCE.finditer(text):
+        yield Block(found[1], found[2], text.count("\n", 0, found.start(2)))
+
+
+def command_lines(content: str) -> list[list[str]]:
+    return [shlex.split(line)[1:] for line in content.replace("\\\n", " ").splitlines()]
+
+
+@pytest.fixture(params=sorted(PAGES), ids=lambda page: str(page.relative_to(ROOT)))
+def page(request: pytest.FixtureRequest) -> Path:
+    return Path(request.param)
+
+
+def test_the_code_of_a_page_does_what_it_says(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": page.stem}
+    printed = ""
+    for block in blocks(page):
+        if block.kind == "text":
+            matches = doctest.OutputChecker().check_output(block.content, printed, doctest.ELLIPSIS)
+            assert matches, f"{page.name}:{block.line} should be\n{printed}"
+            continue
+        with redirect_stdout(StringIO()) as out:
+            file = re.match(r"# (\w+\.py)\n", block.content)
+            if block.kind == "python" and file:
+                Path(file[1]).write_text(block.content)
+            elif block.kind in ("python", "{code-cell}"):
+                # The empty lines in front make a traceback point at the page.
+                exec(compile("\n" * block.line + block.content, page, "exec"), namespace)
+            elif block.kind == "sh":
+                assert not any(main(words) for words in command_lines(block.content)), block.content
+        printed = out.getvalue()
+
+
+def test_links_lead_to_files(page: Path) -> None:
+    prose = FENCE.sub("", page.read_text())
+    targets = {target.partition("#")[0] for target in LINK.findall(prose) if ":" not in target}
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_account_of_the_house_names_every_file() -> None:
+    account = (DOCS / "architecture.md").read_text()
+    files = {path.name for path in (ROOT / "multicam").glob("*.py")} - {"__init__.py"}
+    assert {name for name in files if f"`{name}`" not in account} == set()
+
+
+@pytest.mark.parametrize("name", multicam.__all__)
+def test_every_public_name_is_in_the_reference(name: str) -> None:
+    pages = (page.read_text() for page in (DOCS / "reference").glob("*.md"))
+    assert any(re.search(rf"^\.\. (auto\w+|py:data):: multicam\.{name}\b", text, re.MULTILINE) for text in pages)
