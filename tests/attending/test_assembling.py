@@ -23,7 +23,7 @@ from multicam import MulticamError
 from multicam.attending.attend import attention, record_attention
 from multicam.attending.attention_call import AttentionCall
 from multicam.watch.tokens.fused import Scores
-from tests.whole.test_hygiene import Stop, assert_unchanged, raising, state
+from tests.helpers.hygiene import Stop, assert_unchanged, raising, state
 
 
 class Cross(nn.Module):

@@ -14,8 +14,8 @@ from multicam import PackedModel
 from multicam.cam.base import InputCAM
 from multicam.cam.fullgrad import CompleteFullGrad, FullGrad, full_gradients
 from multicam.errors import MulticamError
+from tests.helpers.hygiene import Stop, assert_unchanged, dirty, raising, state
 from tests.helpers.models import Branch, Fusion, Siamese, fusion_inputs, seeded
-from tests.whole.test_hygiene import Stop, assert_unchanged, dirty, raising, state
 
 
 class Net(nn.Module):

@@ -13,14 +13,15 @@ import torchcam.methods as torchcam
 import torchvision
 from torch import Tensor, nn
 
-from multicam import CAM, GradCAM, GradCAMPlusPlus, Inputs, Layer, Maps, MulticamError, PackedModel, Probability, Trace
+from multicam import CAM, GradCAM, GradCAMPlusPlus, Inputs, Layer, Maps, MulticamError, PackedModel, Trace
+from multicam.call.targets import Probability
 from multicam.cam.masking import ISCAM, SSCAM, AblationCAM, ScoreCAM
 from multicam.cam.rise import RISE
 from multicam.cam.weighted import SmoothGradCAMPlusPlus
+from tests.helpers.counting import counted
+from tests.helpers.engines import assert_close, pgc_raw
+from tests.helpers.hygiene import Stop, assert_unchanged, dirty, raising, state
 from tests.helpers.models import Fusion, Siamese, fusion_inputs, seeded
-from tests.watch.test_replay import counted
-from tests.whole.test_engines import assert_close, pgc_raw
-from tests.whole.test_hygiene import Stop, assert_unchanged, dirty, raising, state
 
 MASKING: dict[str, Callable[..., CAM]] = {
     "ScoreCAM": ScoreCAM,

@@ -15,7 +15,8 @@ import torchvision
 from sklearn.decomposition import KernelPCA
 from torch import Tensor, nn
 
-from multicam import CAM, Contrast, Layer, MulticamError, Probability, Trace, as_it_is
+from multicam import CAM, Layer, MulticamError, Trace, as_it_is
+from multicam.call.targets import Contrast, Probability
 from multicam.cam.catalogue import METHODS
 from multicam.cam.components import KERNELS, KPCACAM, EigenCAM, EigenGradCAM, SegEigenCAM
 from multicam.cam.weighted import (
@@ -28,10 +29,11 @@ from multicam.cam.weighted import (
     OriginalCAM,
     RandomCAM,
     ShapleyCAM,
+    SmoothGradCAMPlusPlus,
     XGradCAM,
 )
+from tests.helpers.engines import CLASS, SUBJECTS, Subject, as_pgc_scales, assert_close, every_subject, pgc_raw
 from tests.helpers.models import Fusion, fusion_inputs, seeded
-from tests.whole.test_engines import CLASS, SUBJECTS, Subject, as_pgc_scales, assert_close, every_subject, pgc_raw
 
 GRIDS = [(9,), (5, 7), (3, 4, 5), (3, 2)]
 every_grid = pytest.mark.parametrize("grid", GRIDS, ids=str)

@@ -13,27 +13,14 @@ from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget, FinerWeightedTarget
 from torch import Tensor, nn
 
-from multicam import (
-    CAM,
-    Contrast,
-    EigenCAM,
-    EigenGradCAM,
-    GradCAM,
-    HiResCAM,
-    Inputs,
-    Layer,
-    LayerCAM,
-    Maps,
-    MulticamError,
-    Probability,
-    TopClass,
-)
+from multicam import CAM, EigenCAM, EigenGradCAM, GradCAM, HiResCAM, Inputs, Layer, LayerCAM, Maps, MulticamError
+from multicam.call.targets import Contrast, Probability, TopClass
 from multicam.call.targets.scores import ClassScore
 from multicam.cam.catalogue import METHODS
 from multicam.cam.sess import SESS
 from multicam.cam.wrappers import Augmented, EigenSmoothed, FinerCAM, FinerScore, RefineCAM, Wrapper
+from tests.helpers.hygiene import LAYERS, Stop, assert_unchanged, dirty, raising, state
 from tests.helpers.models import Captioned, Fusion, fusion_inputs, seeded
-from tests.whole.test_hygiene import LAYERS, Stop, assert_unchanged, dirty, raising, state
 
 EARLY, LATE = "2", "5"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from multicam import compat
 from multicam.metrics.imputing import NEIGHBOURS, impute, score_change
-from tests.compat.test_cams import Net, images, seeded
+from tests.helpers.drop_in import Net, images, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # theirs
 TARGETS = [compat.ClassifierOutputSoftmaxTarget(3), compat.ClassifierOutputSoftmaxTarget(5)]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from multicam import Layer
 from multicam.errors import MulticamError
 from multicam.inside.concepts import factorize
+from tests.helpers.hygiene import Stop, assert_unchanged, dirty, raising, state
 from tests.helpers.models import Fusion, Siamese, fusion_inputs, seeded
-from tests.whole.test_hygiene import Stop, assert_unchanged, dirty, raising, state
 
 
 def generator(seed: int = 0) -> torch.Generator:

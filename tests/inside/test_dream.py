@@ -17,8 +17,8 @@ from multicam.figures.dreams import dream_figure, history_figure
 from multicam.inside.dream import Dream, activation_maximization, deep_dream
 from multicam.inside.parameterizations import Bounds, Motion, fourier, pixel, total_variation
 from multicam.watch.layers import Layer
+from tests.helpers.hygiene import Stop, assert_unchanged, dirty, raising, state
 from tests.helpers.models import Branch, Captioned, Fusion, Overwriting, Siamese, fusion_inputs, seeded
-from tests.whole.test_hygiene import Stop, assert_unchanged, dirty, raising, state
 
 STILL = {"jitter": 0.0, "scale": 0.0, "rotate": 0.0}
 

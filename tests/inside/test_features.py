@@ -17,8 +17,8 @@ from multicam.errors import MulticamError
 from multicam.inside.features import Kernels, feature_maps, kernels
 from multicam.watch.layers import Layer
 from multicam.watch.reshape import tokens
+from tests.helpers.hygiene import Stop, assert_unchanged, dirty, raising, state
 from tests.helpers.models import Branch, Fusion, Siamese, fusion_inputs, seeded
-from tests.whole.test_hygiene import Stop, assert_unchanged, dirty, raising, state
 
 
 def hooked(model: nn.Module, path: str, *inputs: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
 """Replayed scores are those of full forwards, and what does not depend on the change does not run."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from multicam.watch.layers import Taps
 from multicam.watch.reshape import positions
 from multicam.watch.undisturbed import module_by_module
 from tests.helpers.architectures import ARCHITECTURES
+from tests.helpers.counting import counted
 from tests.helpers.models import Branch, Captioned, Fusion, Siamese, fusion_inputs, seeded
 
 
@@ -44,28 +44,6 @@ def what_ifs(acts: Tensor, n: int = 3) -> Tensor:
     g = torch.Generator().manual_seed(7)
     keep = torch.rand(n, len(acts), *[1] * (acts.ndim - 1), generator=g) < 0.5
     return acts * keep + 0.1 * torch.randn(n, *acts.shape, generator=g).to(acts)
-
-
-@contextmanager
-def counted(model: nn.Module) -> Iterator[dict[str, int]]:
-    """How often each module runs for real."""
-    counts: dict[str, int] = {}
-    originals = {}
-    for path, module in model.named_modules():
-
-        def forward(*args: Any, path: str = path, of: Callable[..., Any] = module.forward, **kwargs: Any) -> Any:
-            counts[path] = counts.get(path, 0) + 1
-            return of(*args, **kwargs)
-
-        originals[module] = module.__dict__.get("forward")
-        module.forward = forward
-    try:
-        yield counts
-    finally:
-        for module, original in originals.items():
-            del module.forward
-            if original is not None:
-                module.forward = original
 
 
 def assert_scores(found: Tensor, expected: Tensor) -> None:
