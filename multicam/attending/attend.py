@@ -113,7 +113,7 @@ def attention(
         streams: As for `record_attention`.
 
     Example:
-        >>> from multicam import TopClass
+        >>> from multicam.call.targets import TopClass
         >>> from multicam.demo.detector import EditDetector
         >>> inputs = {"rgb": torch.rand(1, 3, 64, 64), "frequency": torch.rand(1, 64, 16, 16), "texture": torch.rand(1, 3, 32, 32)}
         >>> attention(EditDetector(), inputs, TopClass())

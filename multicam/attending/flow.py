@@ -202,7 +202,7 @@ def relevance(
         MulticamError: If there are no gradients, or tokens of an attention could not be followed; leave it out then.
 
     Example:
-        >>> from multicam import TopClass
+        >>> from multicam.call.targets import TopClass
         >>> from multicam.demo.detector import EditDetector
         >>> from multicam.attending.attend import attention
         >>> inputs = {"rgb": torch.rand(1, 3, 64, 64), "frequency": torch.rand(1, 64, 16, 16), "texture": torch.rand(1, 3, 32, 32)}
@@ -240,7 +240,7 @@ def legrad(att: Sequence[AttentionCall], *, forward: int | None = None) -> Maps:
         MulticamError: If there are no gradients, or tokens of an attention could not be followed; leave it out then.
 
     Example:
-        >>> from multicam import TopClass
+        >>> from multicam.call.targets import TopClass
         >>> from multicam.demo.detector import EditDetector
         >>> from multicam.attending.attend import attention
         >>> inputs = {"rgb": torch.rand(1, 3, 64, 64), "frequency": torch.rand(1, 64, 16, 16), "texture": torch.rand(1, 3, 32, 32)}

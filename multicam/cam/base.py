@@ -43,6 +43,7 @@ class CAM(ABC):
     """
 
     comparable: bool = True
+    one_pass: ClassVar[bool] = True  # on any layer, from the one forward and backward pass of a trace
 
     def __init__(self, model: nn.Module, layers: LayersLike, *, output: OutputLike = None) -> None:
         self.model = unwrapped(model)

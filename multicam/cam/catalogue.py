@@ -1,31 +1,19 @@
-"""Every method, for whoever needs to choose one by name or to try them all."""
+"""Every method, for whoever needs to choose one by name or to try them all: what the room's face names."""
 
+from inspect import isabstract
+
+from multicam import cam
 from multicam.cam.base import CAM, InputCAM
-from multicam.cam.components import KPCACAM, EigenCAM, EigenGradCAM, SegEigenCAM
-from multicam.cam.fullgrad import CompleteFullGrad, FullGrad
-from multicam.cam.masking import ISCAM, SSCAM, AblationCAM, ScoreCAM
-from multicam.cam.rise import RISE
-from multicam.cam.weighted import (
-    FEM,
-    GradCAM,
-    GradCAMElementWise,
-    GradCAMPlusPlus,
-    HiResCAM,
-    LayerCAM,
-    OriginalCAM,
-    RandomCAM,
-    ShapleyCAM,
-    SmoothGradCAMPlusPlus,
-    XGradCAM,
-)
+from multicam.cam.wrappers import Wrapper
 
+_NAMED = [kind for name in cam.__all__ if isinstance(kind := getattr(cam, name), type) and not isabstract(kind)]
+# On a layer.
+METHODS: tuple[type[CAM], ...] = tuple(
+    kind for kind in _NAMED if issubclass(kind, CAM) and not issubclass(kind, Wrapper)
+)
 # On any layer, all from the one forward and backward pass of a trace.
-ONE_PASS: tuple[type[CAM], ...] = (
-    GradCAM, HiResCAM, GradCAMElementWise, GradCAMPlusPlus, XGradCAM, LayerCAM,
-    EigenCAM, EigenGradCAM, SegEigenCAM, KPCACAM, FEM, RandomCAM,
-)  # fmt: skip
-METHODS: tuple[type[CAM], ...] = (
-    *ONE_PASS, OriginalCAM, ShapleyCAM, SmoothGradCAMPlusPlus, AblationCAM, ScoreCAM, ISCAM, SSCAM,
-)  # fmt: skip
+ONE_PASS: tuple[type[CAM], ...] = tuple(kind for kind in METHODS if kind.one_pass)
 # Without a layer.
-INPUT_METHODS: tuple[type[InputCAM], ...] = (RISE, FullGrad, CompleteFullGrad)
+INPUT_METHODS: tuple[type[InputCAM], ...] = tuple(kind for kind in _NAMED if issubclass(kind, InputCAM))
+# Around another method.
+WRAPPERS: tuple[type[Wrapper], ...] = tuple(kind for kind in _NAMED if issubclass(kind, Wrapper))

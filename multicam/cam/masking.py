@@ -41,6 +41,7 @@ class AblationCAM(WeightedCAM):
         torch.Size([2, 16, 16])
     """
 
+    one_pass = False
     comparable = False
 
     def __init__(
@@ -78,6 +79,7 @@ class MaskingCAM(WeightedCAM):
         batch_size: How many masked inputs are scored in one pass. It bounds the memory and does not change the map.
     """
 
+    one_pass = False
     comparable = False
 
     def __init__(

@@ -138,6 +138,8 @@ class ShapleyCAM(WeightedCAM):
         torch.Size([2, 8, 8])
     """
 
+    one_pass = False
+
     def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
         """`mean_ij(G_c - (H A)_c / 2) A_c`."""
         return per_channel(reduce(site.grads - site.curvature / 2, "b c ... -> b c", "mean"), site.acts)
@@ -163,6 +165,8 @@ class OriginalCAM(WeightedCAM):
         >>> OriginalCAM(model, "1")(torch.rand(2, 3, 16, 16), target=3, signed=True).shape
         torch.Size([2, 16, 16])
     """
+
+    one_pass = False
 
     def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
         """`w_c A_c / n`."""
@@ -281,6 +285,7 @@ class SmoothGradCAMPlusPlus(WeightedCAM):
         seed: Of the noise, which is the same for every sample; the global random state is not used.
     """
 
+    one_pass = False
     comparable = False
 
     def __init__(

@@ -91,7 +91,7 @@ def show_cam_on_image(
     colormap: int = cv2.COLORMAP_JET,
     image_weight: float = 0.5,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A map mixed with its image, as uint8; `multicam.overlay` leaves the image alone where there is no evidence.
+    """A map mixed with its image, as uint8; `multicam.figures.overlay` leaves the image alone where there is no evidence.
 
     Args:
         img: The image, 0..1.

@@ -1,1 +1,5 @@
-"""metrics."""
+"""Whether a map is true."""
+
+from multicam.faces import face
+
+__getattr__, __dir__, __all__ = face(__name__, __file__)

@@ -1,14 +1,20 @@
-"""The attributions that are called alike, for whoever needs to choose one by name or to try them all."""
+"""The attributions that are called alike, for whoever needs to choose one by name or to try them all: what the face names."""
 
 from collections.abc import Callable
+from inspect import Parameter, isfunction, signature
 
+from multicam import saliency
 from multicam.saliency.attributions import Attributions
-from multicam.saliency.averaging import integrated_gradients, smoothgrad, vargrad
-from multicam.saliency.gradients import deconvnet, gradient, guided_backprop, guided_gradcam, input_x_gradient
-from multicam.saliency.occluding import occlusion
 
-# Entry by entry, all called alike but guided Grad-CAM, which takes layers. Expected gradients need references.
-ATTRIBUTIONS: tuple[Callable[..., Attributions], ...] = (
-    gradient, input_x_gradient, guided_backprop, deconvnet, guided_gradcam, smoothgrad, vargrad, integrated_gradients,
-    occlusion,
-)  # fmt: skip
+
+def _needs(function: Callable[..., Attributions]) -> set[str]:
+    """The arguments that a caller must give."""
+    return {p.name for p in signature(function).parameters.values() if p.default is Parameter.empty}
+
+
+# Entry by entry. Expected gradients need references, and a captum algorithm needs to be named.
+ATTRIBUTIONS: tuple[Callable[..., Attributions], ...] = tuple(
+    function
+    for name in saliency.__all__
+    if isfunction(function := getattr(saliency, name)) and _needs(function) <= {"model", "inputs", "layers"}
+)

@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from multicam import ClassScore, Inputs, MulticamError
+from multicam import Inputs, MulticamError
 from multicam.attending.attend import attention, record_attention
 from multicam.attending.attention_call import AttentionCall
 from multicam.attending.attentions import Attention
 from multicam.attending.between import Between, flow_matrix
 from multicam.attending.flow import Flow, legrad, relevance, rollout
+from multicam.call.targets import ClassScore
 from multicam.demo.detector import EditDetector
 from tests.helpers.attention_models import ATTENDING, enliven
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from multicam import Inputs, MulticamError
+from multicam.call.inputs import own
 
 RGB, DEPTH, IDS = torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8), torch.arange(6).view(2, 3)
 
@@ -146,3 +147,13 @@ def test_a_list_of_unbatched_images_is_told_to_stack() -> None:
         _ = Inputs([RGB[0], RGB[1]]).bind(Detector()).batch
     assert Inputs([RGB, RGB]).bind(Detector()).batch == 2
     assert Inputs([RGB[0], RGB[1]]).bind(Batched()).batch == 3  # sequences (b n c), for all that is known
+
+
+def test_own_of_an_inference_tensor_takes_part_in_gradients() -> None:
+    with torch.inference_mode():
+        x = torch.rand(2, 3)
+    found, weight = own(x), torch.ones(3, requires_grad=True)
+    (found * weight).sum().backward()
+    assert torch.equal(weight.grad, x.sum(0))
+    found.zero_()
+    assert x.any()

@@ -176,3 +176,12 @@ def test_a_missing_modality_stays_missing() -> None:
     inputs = Inputs(rgb=torch.rand(1, 3, 4, 4), depth=None)
     back = Spec.of(inputs).unpack(Spec.of(inputs).pack(inputs), inputs)
     assert back.kwargs["depth"] is None
+
+
+def test_a_conjugated_image_is_packed_by_its_values() -> None:
+    """A conjugate is a flag on the memory of the other, which a view of real numbers does not see."""
+    spectrum = torch.fft.fft2(torch.rand(2, 1, 4, 6))
+    inputs = Inputs(spectrum=spectrum.conj())
+    packed = Spec.of(inputs).pack(inputs)
+    assert torch.equal(packed, torch.cat([spectrum.real, -spectrum.imag], 1))
+    assert torch.equal(Spec.of(inputs).unpack(packed, inputs).kwargs["spectrum"], spectrum.conj())

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 import multicam
-from multicam import Binary, GradCAM, GradCAMPlusPlus, HiResCAM, Maps, Trace, tokens
+from multicam import GradCAM, GradCAMPlusPlus, HiResCAM, Maps, Trace, tokens
 from multicam.call.files import load_model, read_image
+from multicam.call.targets import Binary
 from multicam.cam.catalogue import METHODS
 from multicam.cli.main import main
 

@@ -88,7 +88,7 @@ def test_the_saliency_picture_is_that_of_the_library(run, monkeypatch):
         seen.update(options, names=list(inputs), found=list(found))
         return figure(inputs, found, **options)
 
-    figure = mc.saliency_figure
+    figure = mc.figures.saliency_figure
     monkeypatch.setattr("multicam.figures.saliency.saliency_figure", drawn)
     further = ["--input", "rgb=rgb.png", "--input", "depth=depth.npy"]
     assert run("saliency", *TWO, *further, "--spectral", "depth", "--channels", "norm", "--target", "1")[0] == 0
@@ -112,7 +112,7 @@ def test_features_are_those_of_the_layer(run, two):
 )
 def test_features_stand_behind_the_input_that_is_named(run, two, monkeypatch, layer, shown):
     seen = {}
-    sheet = mc.feature_sheet
+    sheet = mc.figures.feature_sheet
     monkeypatch.setattr(
         "multicam.figures.features.feature_sheet",
         lambda maps, **options: seen.update(options) or sheet(maps, **options),
@@ -125,7 +125,7 @@ def test_features_stand_behind_the_input_that_is_named(run, two, monkeypatch, la
 
 def test_kernels_need_no_inputs(run, monkeypatch):
     seen = {}
-    sheet = mc.kernel_sheet
+    sheet = mc.figures.kernel_sheet
     monkeypatch.setattr(
         "multicam.figures.features.kernel_sheet",
         lambda found, **options: seen.update(options) or sheet(found, **options),

@@ -16,19 +16,13 @@ from multicam import (
     LayerCAM,
     Maps,
     MulticamError,
-    Probability,
-    complexity,
-    deletion,
     gradient,
     input_x_gradient,
-    insertion,
     integrated_gradients,
-    names_input,
-    road,
-    seen_through,
-    sparseness,
 )
+from multicam.call.targets import Probability
 from multicam.chance import mean_interval
+from multicam.metrics import complexity, deletion, insertion, names_input, road, seen_through, sparseness
 from multicam.metrics.evaluation import Batch, evaluate
 from multicam.metrics.explanations import explainer
 from multicam.metrics.measures import METRICS, Explained, Metric

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multicam import HiResCAM, Maps, MulticamError, Probability
-from multicam.metrics.faithfulness import Curve, deletion, insertion, road, seen_through
+from multicam import HiResCAM, Maps, MulticamError
+from multicam.call.targets import Probability
+from multicam.metrics.faithfulness import Curve, Masked, deletion, insertion, road, seen_through
 from multicam.metrics.imputing import impute
 from tests.helpers.models import Fusion, fusion_inputs, seeded
 
@@ -115,6 +116,9 @@ def test_average_drop_by_hand() -> None:
     assert found.masked.tolist() == [4 + 1.5, 10.0]
     assert found.drop.tolist() == pytest.approx([0.45, 0.0])
     assert found.increased.tolist() == [False, False]
+    risen = Masked(torch.tensor([2.0, 4.0]), torch.tensor([3.0, 1.0]))
+    assert risen.drop.tolist() == [0.0, 0.75]  # what rises has lost nothing
+    assert repr(risen) == "Masked(average drop 37.5%, increase 50.0%)"
     assert seen_through(
         Sum(), 1 - 0.9 * X, torch.tensor([[[0.0, 1.0], [0.0, 0.0]]]), lambda out: out[:, 0] + 9
     ).increased.all()
@@ -206,6 +210,8 @@ def test_insertion_by_hand_onto_a_mean() -> None:
 
 
 def test_images_of_whole_numbers_are_masked_as_others() -> None:
+    pixels, mask = torch.tensor([[[[10, 3]]]], dtype=torch.uint8), torch.tensor([[[1.0, 0.9]]])
+    assert seen_through(Sum(), pixels, mask, lambda out: out[:, 0].float()).masked.tolist() == [10 + 3]  # 2.7, rounded
     x = torch.randint(0, 256, (2, 3, 6, 6), dtype=torch.uint8)
     net = nn.Sequential(nn.Flatten(), nn.Linear(108, 4))
 

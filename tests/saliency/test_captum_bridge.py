@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multicam import Inputs, MulticamError, Probability
+from multicam import Inputs, MulticamError
+from multicam.call.targets import Probability
 from multicam.saliency.attributions import Attributions
 from multicam.saliency.captum_bridge import captum_attribution
 from multicam.saliency.gradients import gradient

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from captum.attr import GuidedGradCam, InputXGradient, Saliency
 from torch import Tensor, nn
 
-from multicam import GradCAM, HiResCAM, Inputs, Layer, MulticamError, Probability, tokens
+from multicam import GradCAM, HiResCAM, Inputs, Layer, MulticamError, tokens
+from multicam.call.targets import Probability
 from multicam.saliency.averaging import expected_gradients, integrated_gradients, smoothgrad, vargrad
 from multicam.saliency.gradients import deconvnet, gradient, guided_backprop, guided_gradcam, input_x_gradient
 from multicam.saliency.occluding import occlusion

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from multicam import Inputs, MulticamError, Probability
+from multicam import Inputs, MulticamError
+from multicam.call.targets import Probability
 from multicam.saliency.occluding import occlusion
 from tests.helpers.models import Captioned, Fusion, fusion_inputs, seeded
 

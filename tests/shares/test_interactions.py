@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from multicam import Inputs, MulticamError, Probability
+from multicam import Inputs, MulticamError
 from multicam.call.baselines import baselines
+from multicam.call.targets import Probability
 from multicam.saliency.attributions import Attributions
 from multicam.shares.interactions import double_occlusion, second_order_gradient
 from multicam.shares.shapley import contribution

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from multicam import Inputs, MulticamError, Probability
+from multicam import Inputs, MulticamError
 from multicam.call.baselines import baselines
+from multicam.call.targets import Probability
 from multicam.shares.regions import RegionContribution, region_contribution, superpixels
 from multicam.shares.shapley import EXACT, contribution
 from tests.helpers.models import Captioned, Fusion, fusion_inputs, seeded

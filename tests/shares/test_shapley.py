@@ -12,7 +12,8 @@ import torch
 from captum.attr import ShapleyValues
 from torch import Tensor, nn
 
-from multicam import Inputs, MulticamError, Probability, SegmentationScore
+from multicam import Inputs, MulticamError
+from multicam.call.targets import Probability, SegmentationScore
 from multicam.shares.game import Game
 from multicam.shares.shapley import EXACT, Contribution, contribution
 from multicam.watch.mixing import Mixing

@@ -19,17 +19,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.video.mvit import MSBlockConfig, MViT
 
-from multicam import (
-    CAM,
-    GradCAM,
-    HiResCAM,
-    Inputs,
-    Layer,
-    MulticamError,
-    Similarity,
-    Trace,
-    channels_last,
-)
+from multicam import CAM, GradCAM, HiResCAM, Inputs, Layer, MulticamError, Trace, channels_last
+from multicam.call.targets import Similarity
 from multicam.call.targets.detections import BoxScore, TopBox
 from multicam.call.targets.scores import QueryScore, SegmentationScore
 from multicam.cam.masking import AblationCAM, ScoreCAM

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from multicam import Binary, Contrast, MulticamError, Probability, Regression, Similarity, TopClass
+from multicam import MulticamError
 from multicam.call.scorer import as_target, pinned, score, select_output, taken
+from multicam.call.targets import Binary, Contrast, Probability, Regression, Similarity, TopClass
 from multicam.call.targets.detections import BoxScore, TopBox
 from multicam.call.targets.scores import QueryScore, SegmentationScore
 
