@@ -61,4 +61,3 @@ from . import (
 )
 
 __version__: str
-__all__: list[str]

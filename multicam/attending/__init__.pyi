@@ -4,5 +4,3 @@ from .attention_call import AttentionCall as AttentionCall
 from .between import Between as Between, flow_matrix as flow_matrix
 from .flow import Flow as Flow, legrad as legrad, relevance as relevance, rollout as rollout
 from .passes import Dense as Dense, Forward as Forward
-
-__all__: list[str]

@@ -31,5 +31,3 @@ from .wrappers import (
     EigenSmoothed as EigenSmoothed,
 )
 from .sess import SESS as SESS
-
-__all__: list[str]

@@ -6,7 +6,7 @@ from multicam import cam
 from multicam.cam.base import CAM, InputCAM
 from multicam.cam.wrappers import Wrapper
 
-_NAMED = [kind for name in cam.__all__ if isinstance(kind := getattr(cam, name), type) and not isabstract(kind)]
+_NAMED = [kind for name in cam.__dir__() if isinstance(kind := getattr(cam, name), type) and not isabstract(kind)]
 # On a layer.
 METHODS: tuple[type[CAM], ...] = tuple(
     kind for kind in _NAMED if issubclass(kind, CAM) and not issubclass(kind, Wrapper)

@@ -77,5 +77,3 @@ from .utils import (
     show_factorization_on_image as show_factorization_on_image,
     sobel_cam as sobel_cam,
 )
-
-__all__: list[str]

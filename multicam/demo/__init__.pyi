@@ -14,5 +14,3 @@ from .edits import (
     sample as sample,
 )
 from .photos import PHOTOS as PHOTOS, SIDE as SIDE, VIEWS as VIEWS, crop_of as crop_of, photo as photo
-
-__all__: list[str]

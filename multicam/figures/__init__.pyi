@@ -8,5 +8,3 @@ from .features import feature_sheet as feature_sheet, kernel_sheet as kernel_she
 from .dreams import dream_figure as dream_figure, history_figure as history_figure
 from .shares import contribution_figure as contribution_figure
 from .concepts import concept_figure as concept_figure
-
-__all__: list[str]

@@ -29,5 +29,3 @@ from .measures import METRICS as METRICS, Explained as Explained, Metric as Metr
 from .evaluation import Batch as Batch, evaluate as evaluate
 from .ranking import Comparison as Comparison, Evaluation as Evaluation, Row as Row
 from .explanations import explainer as explainer
-
-__all__: list[str]

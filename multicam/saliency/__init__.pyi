@@ -14,5 +14,3 @@ from .averaging import (
 )
 from .occluding import occlusion as occlusion
 from .captum_bridge import captum_attribution as captum_attribution
-
-__all__: list[str]

@@ -15,6 +15,6 @@ def _needs(function: Callable[..., Attributions]) -> set[str]:
 # Entry by entry. Expected gradients need references, and a captum algorithm needs to be named.
 ATTRIBUTIONS: tuple[Callable[..., Attributions], ...] = tuple(
     function
-    for name in saliency.__all__
+    for name in saliency.__dir__()
     if isfunction(function := getattr(saliency, name)) and _needs(function) <= {"model", "inputs", "layers"}
 )

@@ -6,5 +6,3 @@ from .regions import (
 )
 from .interactions import double_occlusion as double_occlusion, second_order_gradient as second_order_gradient
 from .game import Game as Game, Scored as Scored
-
-__all__: list[str]

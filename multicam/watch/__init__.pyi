@@ -6,5 +6,3 @@ from .packed import PackedModel as PackedModel
 from .replay import Replay as Replay
 from .mixing import Mixing as Mixing
 from .rectifiers import Rectifiers as Rectifiers
-
-__all__: list[str]

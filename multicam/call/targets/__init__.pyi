@@ -11,5 +11,3 @@ from .scores import (
     TopClass as TopClass,
 )
 from .detections import BoxScore as BoxScore, TopBox as TopBox
-
-__all__: list[str]
