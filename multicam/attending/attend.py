@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from multicam.attending.assembling import Keep, Recorder, Stream
+from multicam.attending.assembling import Assembling, Keep, Stream
 from multicam.attending.attentions import Attention
 from multicam.call.inputs import Inputs
 from multicam.call.scorer import OutputLike, TargetLike, as_target, pinned, score, select_output
@@ -67,7 +67,6 @@ def record_attention(
     for path in streams:
         if path not in module_paths(inner):
             raise unknown("module in streams", path, module_paths(inner))
-    recorder = Recorder(record, keep, gradients, layouts, streams)
     with ExitStack() as stack:
         stack.enter_context(LOCK)
         if "torch._dynamo" in sys.modules:
@@ -75,7 +74,7 @@ def record_attention(
         stack.enter_context(module_by_module())
         if gradients:
             stack.enter_context(_graph_from_the_start(inner))
-        stack.enter_context(recorder.watch())
+        stack.enter_context(Assembling(record, keep, layouts, streams).watch(gradients))
         yield record
     if not record.forwards:
         raise MulticamError(

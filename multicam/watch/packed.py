@@ -124,8 +124,10 @@ class PackedModel(nn.Module):
     def forward(self, packed: Float[Tensor, "b c h w"]) -> Any:
         """What the model returns for the packed inputs, bit for bit (the part that `output` names).
 
-        PyTorch chooses some kernels by whether weights want gradients, which they do not here: compare with the model
-        under `torch.no_grad()`.
+        Bit for bit means: as the model does in evaluation mode while none of its parameters requires a gradient. PyTorch
+        multiplies tokens that are not contiguous with a weight by one product where the weight requires a gradient, also
+        under `torch.no_grad()`, and by one for each sample where it does not, so the last bits may differ from a pass of a
+        trainable model: compare after `model.requires_grad_(False)`.
         """
         if not isinstance(packed, Tensor):
             raise MulticamError(f"a PackedModel takes packed.pack(inputs), one tensor, not a {type(packed).__name__}")
