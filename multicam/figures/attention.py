@@ -107,15 +107,15 @@ def query_figure(
         inputs: Name to images `(b c h w)`, or clips, as for `panel`.
         query: A pixel `(y, x)` of the queries' input, a list of such, or any query of `AttentionCall.heatmap`.
         onto: The inputs looked at; None: all that the keys stand for.
-        of: See `AttentionCall.heatmap`.
+        of: As for `head_sheet`.
         heads: See `AttentionCall.heatmap`.
-        value: See `AttentionCall.heatmap`.
-        sample: Which sample.
+        value: As for `head_sheet`.
+        sample: As for `head_sheet`.
         spectral: The inputs whose axes are frequencies, as for `panel`: no map is laid over them.
-        scale: See `figure`.
-        title: The line on top.
-        colormap: See `colorize`.
-        width: See `figure`.
+        scale: As for `head_sheet`.
+        title: As for `head_sheet`.
+        colormap: As for `head_sheet`.
+        width: As for `head_sheet`.
 
     Raises:
         MulticamError: There is no attention to these inputs, or no such query, input or sample.
@@ -128,18 +128,8 @@ def query_figure(
         Picture(5 tiles, ...)
     """
     chosen = _several(calls)
-    if not isinstance(inputs, Mapping):
-        raise MulticamError(
-            f"inputs are a mapping from names to images, as the model is given them, not a {type(inputs).__name__}"
-        )
-    for name in spectral:
-        if name not in inputs:
-            raise unknown("input", name, inputs)
-    asked = as_names(onto)
-    looks = [(call, name) for call in chosen for name in asked or call.forward.places.names if name in call.inputs()[1]]
-    if not looks:
-        seen = "\n".join(f"  {call.name}: {call.describe()}" for call in chosen)
-        raise MulticamError(f"none of these attentions looks at {' or '.join(asked or ['any input'])}:\n{seen}")
+    _refuse_other_inputs(inputs, spectral)
+    looks = _looks(chosen, as_names(onto))
     queries = query if isinstance(query, list) else [query]
     ambiguous = len({name for _, name in looks}) < len(looks)
     short = dict(zip((call.name for call in chosen), _labels(chosen), strict=True))
@@ -188,9 +178,9 @@ def flow_figure(
     Args:
         calls: The attentions of one pass.
         forward: The number of the pass, where there are several.
-        title: The line on top.
-        colormap: See `colorize`.
-        width: See `figure`.
+        title: As for `head_sheet`.
+        colormap: As for `head_sheet`.
+        width: As for `head_sheet`.
 
     Raises:
         MulticamError: There is no attention, or there are several passes.
@@ -232,6 +222,25 @@ def _several(calls: AttentionCall | Sequence[AttentionCall]) -> Sequence[Attenti
     if not chosen:
         raise MulticamError("a figure of attention needs at least one attention, not none")
     return chosen
+
+
+def _refuse_other_inputs(inputs: Mapping[str, Tensor], spectral: Collection[str]) -> None:
+    if not isinstance(inputs, Mapping):
+        raise MulticamError(
+            f"inputs are a mapping from names to images, as the model is given them, not a {type(inputs).__name__}"
+        )
+    for name in spectral:
+        if name not in inputs:
+            raise unknown("input", name, inputs)
+
+
+def _looks(calls: Sequence[AttentionCall], onto: Sequence[str] | None) -> list[tuple[AttentionCall, str]]:
+    """Every attention with every input that it looks at; of all inputs, or of those asked for."""
+    looks = [(call, name) for call in calls for name in onto or call.forward.places.names if name in call.inputs()[1]]
+    if not looks:
+        seen = "\n".join(f"  {call.name}: {call.describe()}" for call in calls)
+        raise MulticamError(f"none of these attentions looks at {' or '.join(onto or ['any input'])}:\n{seen}")
+    return looks
 
 
 def _sampled(maps: Tensor, sample: int) -> Tensor:

@@ -5,8 +5,7 @@ from math import ceil, sqrt
 from jaxtyping import Float
 from torch import Tensor
 
-from multicam.errors import MulticamError
-from multicam.figures.page import Picture
+from multicam.figures.page import Picture, blank
 from multicam.figures.tiles import Tile, figure
 from multicam.inside.dream import Dream
 
@@ -55,13 +54,7 @@ def history_figure(dream: Dream, *, title: str = "", width: float = 3.4) -> Pict
         >>> history_figure(activation_maximization(model, torch.rand(1, 3, 16, 16), "", [0, 1], steps=5))  # doctest: +ELLIPSIS
         Picture(0 tiles, 3.4 x 2.2 in)
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MulticamError('figures need matplotlib: pip install "multicam-torch[plot]"') from error
-    page = Figure((width, 0.65 * width), dpi=150, facecolor="white", layout="constrained")
-    FigureCanvasAgg(page)
+    page = blank((width, 0.65 * width), layout="constrained")
     axes = page.add_subplot()
     for line, label in zip(dream.history.T.cpu().numpy(), dream.labels, strict=True):
         axes.plot(range(1, len(line) + 1), line, linewidth=0.8, label=label)

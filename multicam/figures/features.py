@@ -13,7 +13,7 @@ from torch import Tensor
 from multicam.errors import MulticamError, at_least_one
 from multicam.figures.colours import Colormap, peaks
 from multicam.figures.page import Picture
-from multicam.figures.tiles import Tile, figure
+from multicam.figures.tiles import TILE_ASPECTS, Tile, figure, strongest_frame
 from multicam.inside.features import Kernels
 
 Channels = Iterable[SupportsIndex]
@@ -60,12 +60,8 @@ def kernel_sheet(
         >>> kernel_sheet(Kernels(torch.randn(16, 3, 5, 5)))  # doctest: +ELLIPSIS
         Picture(16 tiles, ...)
     """
-    if not isinstance(kernels, Kernels):  # callers without a type checker
-        raise MulticamError(f"a sheet shows what kernels(layer) returns, not a {type(kernels).__name__}")
-    weights = kernels.weights.detach().float().cpu()
+    weights = _drawable(kernels)
     (outward, inward), axes = weights.shape[:2], weights.ndim - 2
-    if axes > 3:
-        raise MulticamError(f"kernels of one to three dimensions can be drawn, not {kernels!r}")
     matrix = kernels.kind == "pointwise"
     colours = kernels.kind == "dense" and inward == 3 and axes > 1 and in_channels is None
     side = isqrt(at_least_one("most", most))
@@ -74,10 +70,7 @@ def kernel_sheet(
     single = axes == 1 or (axes == 2 and (colours or len(ins) == 1))
     strength = reduce(weights.abs(), "o i ... -> o", "mean")
     outs, left_out = _chosen(channels, strength, outward if matrix else most if single else side, "output channels")
-    if in_channels is None:
-        ins.sort()
-    if channels is None:
-        outs.sort()
+    ins, outs = (sorted(found) if asked is None else found for asked, found in ((in_channels, ins), (channels, outs)))
     shown = weights[outs][:, ins]
     limit = peaks(shown[None], "the weight tensor").item() or 1.0
     if matrix:
@@ -140,30 +133,10 @@ def feature_sheet(
         >>> feature_sheet(torch.rand(2, 64, 14, 14), channels=[3, 0, 17])  # doctest: +ELLIPSIS
         Picture(3 tiles, ...)
     """
-    if not isinstance(maps, Tensor):  # callers without a type checker
-        raise MulticamError(f"a sheet shows the maps of one layer (b c *grid), not a {type(maps).__name__}")
-    axes = maps.ndim - 2
-    if not 1 <= axes <= 3:
-        raise MulticamError(f"a sheet shows maps (b c *grid) of one to three dimensions, not {tuple(maps.shape)}")
-    if not 0 <= sample < len(maps):
-        raise MulticamError(f"samples are 0 to {len(maps) - 1}, not {sample!r}")
-    if image is not None and image.ndim != 3 and (image.ndim, axes) != (4, 3):
-        raise MulticamError(
-            f"the image of one sample is (c h w), or (c t h w) with maps of a clip, not {tuple(image.shape)}: "
-            "of a batch give image[sample]"
-        )
-    own = maps[sample].detach().float().cpu()
+    own = _of_sample(maps, sample, image)
     chosen, left = _chosen(channels, reduce(own.abs(), "c ... -> c", "mean"), at_least_one("most", most), "channels")
-    tiles = [Tile(image, caption="input")] * (image is not None)
-    for channel in chosen:
-        map, caption = own[channel], str(channel)
-        if axes == 1:
-            map = _stretched(map[None])
-        if axes == 3:
-            frame = int(map.abs().amax((1, 2)).argmax())
-            map, caption = map[frame], f"{channel}, frame\N{NO-BREAK SPACE}{frame}"
-        tiles.append(Tile(map=map, caption=caption))
-    layout = _sheet(tiles, width)
+    images = [Tile(image, caption="input")] * (image is not None)
+    layout = _sheet([*images, *(_activation(own[channel], channel) for channel in chosen)], width)
     return figure(
         layout.tiles,
         title=_lines(title, left),
@@ -183,6 +156,40 @@ class _Layout(NamedTuple):
     tallest: float
     columns: Sequence[str] = ()
     rows: Sequence[str] = ()
+
+
+def _drawable(kernels: Kernels) -> Float[Tensor, "o i *k"]:
+    if not isinstance(kernels, Kernels):  # callers without a type checker
+        raise MulticamError(f"a sheet shows what kernels(layer) returns, not a {type(kernels).__name__}")
+    if kernels.weights.ndim > 5:
+        raise MulticamError(f"kernels of one to three dimensions can be drawn, not {kernels!r}")
+    return kernels.weights.detach().float().cpu()
+
+
+def _of_sample(maps: Float[Tensor, "b c *grid"], sample: int, image: Tensor | None) -> Float[Tensor, "c *grid"]:
+    if not isinstance(maps, Tensor):  # callers without a type checker
+        raise MulticamError(f"a sheet shows the maps of one layer (b c *grid), not a {type(maps).__name__}")
+    axes = maps.ndim - 2
+    if not 1 <= axes <= 3:
+        raise MulticamError(f"a sheet shows maps (b c *grid) of one to three dimensions, not {tuple(maps.shape)}")
+    if not 0 <= sample < len(maps):
+        raise MulticamError(f"samples are 0 to {len(maps) - 1}, not {sample!r}")
+    if image is not None and image.ndim != 3 and (image.ndim, axes) != (4, 3):
+        raise MulticamError(
+            f"the image of one sample is (c h w), or (c t h w) with maps of a clip, not {tuple(image.shape)}: "
+            "of a batch give image[sample]"
+        )
+    return maps[sample].detach().float().cpu()
+
+
+def _activation(map: Float[Tensor, "*grid"], channel: int) -> Tile:
+    """The tile of a channel's map; of a clip or volume its strongest frame."""
+    if map.ndim == 1:
+        return Tile(map=_stretched(map[None]), caption=str(channel))
+    if map.ndim == 2:
+        return Tile(map=map, caption=str(channel))
+    frame = strongest_frame(map)
+    return Tile(map=map[frame], caption=f"{channel}, frame\N{NO-BREAK SPACE}{frame}")
 
 
 def _sheet(tiles: Sequence[Tile], width: float) -> _Layout:
@@ -253,7 +260,8 @@ def _chosen(channels: Channels | None, strength: Float[Tensor, " c"], most: int,
 def _aspect(tile: Tile) -> float:
     shown = tile.map if tile.map is not None else tile.image
     assert shown is not None
-    return min(max(shown.shape[-1] / shown.shape[-2], 0.5), 3.0)  # as figure does
+    low, high = TILE_ASPECTS
+    return min(max(shown.shape[-1] / shown.shape[-2], low), high)
 
 
 def _stretched(map: Float[Tensor, "h w"]) -> Float[Tensor, "high wide"]:

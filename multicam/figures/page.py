@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -72,7 +72,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class _Texts:
+class Texts:
     """Texts wrapped so that at one size, in points, each fits the width it was given."""
 
     texts: list[str]
@@ -81,27 +81,45 @@ class _Texts:
 
     @property
     def height(self) -> float:
+        """In inches, that of the text with the most lines."""
         lines = max((text.count("\n") + 1 for text in self.texts if text), default=0)
         return lines * self.size * 1.2 / 72
 
-    def part(self, start: int, count: int) -> "_Texts":
+    def part(self, start: int, count: int) -> "Texts":
+        """Some of them, at the size of all."""
         return replace(self, texts=self.texts[start : start + count])
+
+
+def blank(
+    size: tuple[float, float] | None = None, layout: Literal["none", "constrained"] = "none"
+) -> "matplotlib.figure.Figure":
+    """An empty white page.
+
+    Args:
+        size: Its width and height in inches; None: not known yet.
+        layout: Whether matplotlib moves what is drawn, so that its labels fit on the page.
+
+    Raises:
+        MulticamError: If matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MulticamError('figures need matplotlib: pip install "multicam-torch[plot]"') from error
+    page = Figure(size, dpi=_SCREEN_DPI, facecolor="white")
+    page.set_layout_engine(layout)
+    FigureCanvasAgg(page)  # the page keeps it, and measures its texts with it
+    return page
 
 
 class Sheet:
     """A page measured in inches from its top left corner."""
 
     def __init__(self) -> None:
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise MulticamError('figures need matplotlib: pip install "multicam-torch[plot]"') from error
-        self.page = Figure(dpi=_SCREEN_DPI, facecolor="white")
-        self.page.set_layout_engine("none")
-        FigureCanvasAgg(self.page)  # the page keeps it, and measures its texts with it
+        self.page = blank()
 
-    def fit(self, texts: Sequence[str], widths: Sequence[float] | np.ndarray, size: float) -> _Texts:
+    def fit(self, texts: Sequence[str], widths: Sequence[float] | np.ndarray, size: float) -> Texts:
         """The texts wrapped at spaces, and the size up to `size` at which all keep to their widths."""
 
         def measure(line: str) -> float:
@@ -113,11 +131,11 @@ class Sheet:
         wrapped = [_wrap(text, width, measure) for text, width in zip(texts, widths, strict=True)]
         lengths = [max(map(measure, text.split("\n"))) for text in wrapped]
         shrink = min((width / max(length, width) for length, width in zip(lengths, widths, strict=True)), default=1.0)
-        return _Texts(wrapped, size * shrink, max(lengths, default=0.0) * shrink)
+        return Texts(wrapped, size * shrink, max(lengths, default=0.0) * shrink)
 
     def write(
         self,
-        texts: _Texts,
+        texts: Texts,
         xs: Sequence[float] | np.ndarray,
         y: float,
         ha: str = "center",

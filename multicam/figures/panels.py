@@ -9,7 +9,7 @@ from multicam.call.inputs import frames_second
 from multicam.errors import MulticamError, unknown
 from multicam.figures.colours import Colormap
 from multicam.figures.page import Picture
-from multicam.figures.tiles import Scale, Tile, figure
+from multicam.figures.tiles import Scale, Tile, figure, line_labels
 from multicam.maps import Maps
 
 
@@ -130,8 +130,7 @@ def compare(
     mapped = [name for maps in found.values() for name in maps]
     names = [name for name in dict.fromkeys([*inputs, *mapped]) if name in mapped]
     scene = _Scene.of(inputs, {f"{method} map": maps for method, maps in found.items()}, spectral, regions, {})
-    if rows and len(rows) != scene.samples:
-        raise MulticamError(f"{scene.samples} samples, but {len(rows)} labels: {list(rows)}")
+    labels = line_labels(rows, names, scene.samples)
     shares = {method: _shares(maps) for method, maps in found.items() if maps.comparable and len(maps) > 1}
 
     def tile(method: str, name: str, i: int) -> Tile:
@@ -140,14 +139,13 @@ def compare(
         return scene.tile(name, i, found[method][name][i], shares[method][name][i] if method in shares else "")
 
     lines = [(name, i) for i in range(scene.samples) for name in names]
-    labels = [" ".join([*rows[i : i + 1], *[name] * (len(names) > 1)]) for name, i in lines]
     images = [[Tile(scene.images[name][i]) if name in inputs else Tile()] * bool(inputs) for name, i in lines]
     scales: list[Scale] = [scale or ("column" if maps.comparable else "each") for maps in found.values()]
     numbered = [maps.comparable for maps, own in zip(found.values(), scales, strict=True) if own != "each"]
     return figure(
         [[*image, *(tile(method, *line) for method in found)] for image, line in zip(images, lines, strict=True)],
         columns=[*["input"] * bool(inputs), *found],
-        rows=labels if any(labels) else (),
+        rows=labels,
         title=title,
         scale=scales[:1] * bool(inputs) + scales,
         units=("units of the score" if all(numbered) else "arbitrary units")

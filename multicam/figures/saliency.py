@@ -3,12 +3,13 @@
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from multicam.errors import MulticamError, number, unknown
 from multicam.figures.colours import Colormap, signed_rgb
 from multicam.figures.page import Picture
-from multicam.figures.tiles import Tile, figure
+from multicam.figures.tiles import Tile, figure, line_labels, strongest_frame
 from multicam.saliency.attributions import Attributions, Channels, channels_second
 
 REDUCED = {"sum": "sum of channels", "max": "largest of channels", "norm": "norm of channels"}
@@ -56,60 +57,32 @@ def saliency_figure(
         >>> saliency_figure(inputs, gradient(EditDetector(), inputs, 0))  # doctest: +ELLIPSIS
         Picture(12 tiles, ...)
     """
-    if not isinstance(attributions, Attributions):
-        raise MulticamError(f"attributions are what gradient() and its kin return, not a {type(attributions).__name__}")
+    images = _images(inputs, attributions, spectral)
     if not 0 < number("clip", clip) <= 1:
         raise MulticamError(f"clip is a share above 0 and up to 1, not {clip!r}")
-    if isinstance(inputs, Tensor):
-        if len(attributions) > 1:
-            raise MulticamError(f"give each of the inputs by name: {', '.join(map(repr, attributions))}")
-        inputs = dict.fromkeys(attributions, inputs)
-    maps = attributions.maps(channels)
-    names = [name for name, values in attributions.items() if values.ndim > 3]
-    if not names:
-        raise MulticamError(f"there is no image in {attributions!r}")
-    for name in names:
-        if name not in inputs:
-            raise unknown("input", name, inputs)
-        if inputs[name].shape != attributions[name].shape:
-            raise MulticamError(
-                f"input {name!r} {tuple(inputs[name].shape)} is not what its attributions "
-                f"{tuple(attributions[name].shape)} are of"
-            )
-    for name in spectral:
-        if name not in inputs:
-            raise unknown("input", name, inputs)
-    samples = len(attributions[names[0]])
-    if rows and len(rows) != samples:
-        raise MulticamError(f"{samples} samples, but {len(rows)} labels: {list(rows)}")
-    parts = {name: _parts(attributions, name) for name in names}
-    peak = max(_peaks(maps[name], clip).max().item() for name in names)
-    strongest = max(_peaks(parts[name].abs().amax(1), clip).max().item() for name in names)
+    maps, parts = attributions.maps(channels), {name: _parts(attributions, name) for name in images}
+    samples = len(next(iter(images.values())))
+    shared = [
+        max(_peaks(values, clip).max().item() for values in of)
+        for of in ([maps[name] for name in images], [part.abs().amax(1) for part in parts.values()])
+    ]
 
     def line(name: str, i: int) -> list[Tile]:
-        image, part, map = channels_second(inputs[name])[i], parts[name][i], maps[name][i]
+        image, part, map = images[name][i], parts[name][i], maps[name][i]
         if map.ndim == 3:
-            frame = int(map.abs().amax((1, 2)).argmax())
+            frame = strongest_frame(map)
             image, part, map = image[:, frame], part[:, frame], map[frame]
-        if image.ndim == 4:
-            raise MulticamError(
-                f"input {name!r} {tuple(inputs[name].shape)} is neither an image nor a clip: leave it out"
-            )
-        tops = (
-            (peak, strongest) if maps.comparable else (_peaks(x[None], clip).item() for x in (map, part.abs().amax(0)))
-        )
+        own = (map, part.abs().amax(0))
+        tops = shared if maps.comparable else [_peaks(values[None], clip).item() for values in own]
         top, limit = (value or 1.0 for value in tops)
         map = map.clamp(-top, top)
         over = Tile() if name in spectral else Tile(image, map)
         return [Tile(image), Tile(torch.from_numpy(signed_rgb(part, limit)).movedim(-1, 0)), Tile(map=map), over]
 
-    lines = [(name, i) for i in range(samples) for name in names]
-    labels = [" ".join([*rows[i : i + 1], *[name] * (len(names) > 1)]) for name, i in lines]
-    used = channels or ("sum" if attributions.comparable else "max")
     return figure(
-        [line(name, i) for name, i in lines],
-        columns=["input", quantity, REDUCED[used], "on the input"],
-        rows=labels if any(labels) else (),
+        [line(name, i) for i in range(samples) for name in images],
+        columns=["input", quantity, REDUCED[channels or ("sum" if attributions.comparable else "max")], "on the input"],
+        rows=line_labels(rows, list(images), samples),
         title=title,
         scale="shared" if maps.comparable else "each",
         quantity=quantity + (f", cut at the {100 * clip:g}th percentile" if clip < 1 else ""),
@@ -117,6 +90,33 @@ def saliency_figure(
         colormap=colormap,
         width=width,
     )
+
+
+def _images(
+    inputs: Tensor | Mapping[str, Tensor], attributions: Attributions, spectral: Collection[str]
+) -> dict[str, Float[Tensor, "b c *grid"]]:
+    """The images that there are attributions of, if everything fits."""
+    if not isinstance(attributions, Attributions):
+        raise MulticamError(f"attributions are what gradient() and its kin return, not a {type(attributions).__name__}")
+    if isinstance(inputs, Tensor):
+        if len(attributions) > 1:
+            raise MulticamError(f"give each of the inputs by name: {', '.join(map(repr, attributions))}")
+        inputs = dict.fromkeys(attributions, inputs)
+    names = [name for name, values in attributions.items() if values.ndim > 3]
+    if not names:
+        raise MulticamError(f"there is no image in {attributions!r}")
+    for name in [*names, *spectral]:
+        if name not in inputs:
+            raise unknown("input", name, inputs)
+    for name in names:
+        shape = tuple(inputs[name].shape)
+        if inputs[name].shape != attributions[name].shape:
+            raise MulticamError(
+                f"input {name!r} {shape} is not what its attributions {tuple(attributions[name].shape)} are of"
+            )
+        if len(shape) > 5:
+            raise MulticamError(f"input {name!r} {shape} is neither an image nor a clip: leave it out")
+    return {name: channels_second(inputs[name]) for name in names}
 
 
 def _peaks(maps: Tensor, clip: float) -> Tensor:

@@ -2,8 +2,7 @@
 
 import torch
 
-from multicam.errors import MulticamError
-from multicam.figures.page import Picture
+from multicam.figures.page import Picture, blank
 from multicam.shares.shapley import Contribution
 
 
@@ -28,14 +27,8 @@ def contribution_figure(found: Contribution, *, title: str = "", width: float = 
         >>> contribution_figure(found)  # doctest: +ELLIPSIS
         Picture(0 tiles, ...)
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MulticamError('figures need matplotlib: pip install "multicam-torch[plot]"') from error
     summary, rows = found.summary(), range(len(found.players))
-    page = Figure((width, 0.7 + 0.32 * len(rows)), dpi=150, facecolor="white", layout="constrained")
-    FigureCanvasAgg(page)
+    page = blank((width, 0.7 + 0.32 * len(rows)), layout="constrained")
     axes = page.add_subplot()
     means = summary.mean.tolist()
     axes.barh(rows, means, height=0.62, color=["#c8545a" if mean > 0 else "#4a7fc1" for mean in means])
