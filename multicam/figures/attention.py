@@ -14,7 +14,8 @@ from multicam.call.inputs import as_names, frames_second
 from multicam.errors import MulticamError, unknown
 from multicam.figures.colours import Colormap
 from multicam.figures.page import Picture
-from multicam.figures.tiles import Scale, Tile, figure
+from multicam.figures.plan import Scale
+from multicam.figures.tiles import Tile, figure
 
 _CELL, _CELL_IN = (1, 2), 0.42  # rows and columns of pixels, and inches, of a number's cell
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from multicam.errors import MulticamError, at_least_one
 from multicam.figures.colours import Colormap, peaks
 from multicam.figures.page import Picture
-from multicam.figures.tiles import TILE_ASPECTS, Tile, figure, strongest_frame
+from multicam.figures.plan import TILE_ASPECTS
+from multicam.figures.tiles import Tile, figure, strongest_frame
 from multicam.inside.features import Kernels
 
 Channels = Iterable[SupportsIndex]

@@ -9,7 +9,8 @@ from multicam.call.inputs import frames_second
 from multicam.errors import MulticamError, unknown
 from multicam.figures.colours import Colormap
 from multicam.figures.page import Picture
-from multicam.figures.tiles import Scale, Tile, figure, line_labels
+from multicam.figures.plan import Scale
+from multicam.figures.tiles import Tile, figure, line_labels
 from multicam.maps import Maps
 
 
