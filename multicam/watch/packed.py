@@ -144,9 +144,9 @@ class PackedModel(nn.Module):
                     stacklevel=2,
                 )
         call = self.unpack(packed)
-        with undisturbed(self.model), self._taps.observe(packed.shape[0], self._through_tap):
+        with undisturbed(self.model, graph=None), self._taps.observe(packed.shape[0], self._through_tap):
             returned = call.run(self.model)
-        return returned if self.output is None else select_output(returned, self.output)
+        return select_output(returned, self.output)
 
     def train(self, mode: bool = True) -> "PackedModel":
         """Sets the proxy's own flag; the model's are the user's."""

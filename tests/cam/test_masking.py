@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -433,12 +434,19 @@ def test_the_peer_through_the_proxy_masks_everything_where_ours_masks_one() -> N
         assert (torch.corrcoef(torch.stack([found.flatten(), raw.flatten()]))[0, 1] > 0.999) == same or not same
 
 
-def test_progress_is_silent_for_what_is_quick(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("seconds", "shown"), [(0, False), (3, True)])
+def test_progress_is_silent_for_what_is_quick(
+    seconds: int, shown: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By a clock that goes on by so many seconds each time that the bar looks at it."""
+    monkeypatch.setattr("tqdm.std.time", count(0, seconds).__next__)
     model, x = same_size()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         AblationCAM(model, "1")(x, 1)
-    assert capfd.readouterr() == ("", "")
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert ("AblationCAM" in err) == bool(err) == shown
 
 
 def test_of_a_clip_masks_follow_the_frames() -> None:
