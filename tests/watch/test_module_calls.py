@@ -1,19 +1,144 @@
-"""Where the samples of a batch lie in a tensor, and when two passes agree."""
+"""Where the samples of a batch lie in a tensor, the calls of a model's modules, and when two passes agree."""
+
+from collections import Counter
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from multicam.watch.module_calls import Rows, alike
+from multicam.watch.module_calls import Call, Rows, alike, confirmed, every_call, skipping, where, within
+from tests.helpers.counting import counted
+
+LAYOUTS = [(1, False), (3, False), (3, True)]
 
 
-@pytest.mark.parametrize(("each", "apart"), [(1, False), (3, False), (3, True)])
+def laid(samples: list[Tensor], axis: int, apart: bool) -> Tensor:
+    """Samples `(each c)` side by side along an axis, or as whole batches behind one another."""
+    return torch.stack(samples, 1 if apart else 0).flatten(0, 1).movedim(0, axis)
+
+
+@pytest.mark.parametrize(("each", "apart"), LAYOUTS)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_rows_of_one_sample_wherever_they_lie(axis: int, each: int, apart: bool) -> None:
     one = [torch.rand(each, 2) for _ in range(4)]
-    together = torch.stack(one, 1 if apart else 0).flatten(0, 1)
-    copies = torch.stack([one[2]] * 5, 1 if apart else 0).flatten(0, 1)
-    found = Rows(4, axis, each, apart).spread(together.movedim(0, axis), 2, 5)
-    assert torch.equal(found, copies.movedim(0, axis))
+    found = Rows(4, axis, each, apart).spread(laid(one, axis, apart), 2, 5)
+    assert torch.equal(found, laid([one[2]] * 5, axis, apart))
+
+
+@pytest.mark.parametrize(("each", "apart"), LAYOUTS)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_rows_of_several_samples_wherever_they_lie(axis: int, each: int, apart: bool) -> None:
+    one = [torch.rand(each, 2) for _ in range(4)]
+    found = Rows(4, axis, each, apart).take(laid(one, axis, apart), [3, 0, 3])
+    assert torch.equal(found, laid([one[3], one[0], one[3]], axis, apart))
+
+
+def test_a_tensor_without_samples_stays_as_it_is() -> None:
+    x = torch.rand(4, 2)
+    assert Rows(4).take(x, [1, 1]) is x
+    assert Rows(4).spread(x, 1, 7) is x
+
+
+@pytest.mark.parametrize(("each", "apart"), LAYOUTS)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_another_size_of_the_batch_tells_where_the_samples_lie(axis: int, each: int, apart: bool) -> None:
+    one = [torch.rand(each, 2) for _ in range(4)]
+    x, again = (laid(samples, axis, apart) for samples in (one, [one[2], one[0], one[2]]))
+    assert where(x, again, 4, [2, 0, 2], None) == [Rows(4, axis, each, apart)]
+    assert where(x, again, 4, [2, 0, 1], None) == []
+    assert where(x, again, 4, [2, 0, 2], [Rows(4, axis, each, not apart)]) == []
+    assert where(x, again.double(), 4, [2, 0, 2], None) == where(x, again[..., None], 4, [2, 0, 2], None) == []
+
+
+def test_one_sample_may_lie_in_two_ways_until_another_pass_decides() -> None:
+    one = [torch.rand(3, 2) for _ in range(4)]
+    x = laid(one, 0, apart=True)
+    assert where(x, one[1], 4, [1], None) == [Rows(4, 0, 3, True)]
+    either = [Rows(4, 0, 3, False), Rows(4, 0, 3, True)]
+    assert where(torch.ones(12, 2), torch.ones(3, 2), 4, [1], None) == either
+
+
+def test_tensors_that_do_not_grow_must_be_equal() -> None:
+    x = torch.rand(5, 2)
+    assert where(x, x.clone(), 4, [2], None) == [Rows(4)]
+    assert where(x, x + 1, 4, [2], None) == []
+    assert where(torch.rand(4, 4), torch.rand(2, 2), 4, [0, 1], None) == []  # two axes grow
+    assert where(torch.rand(4, 2), torch.rand(3, 2), 4, [0, 1], None) == []  # but not as the batch does
+
+
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(2, 2), nn.Sequential(nn.Tanh(), nn.Linear(2, 2))
+
+    def forward(self, x: Tensor, *, twice: bool = False) -> Tensor:
+        y = self.inner(x)
+        return self.outer(self.inner(input=y) if twice else y)
+
+
+def test_every_call_is_told_with_its_number_what_it_was_given_and_what_it_returned() -> None:
+    model, x = Nested(), torch.rand(3, 2)
+    told: list[tuple[str, int]] = []
+    given, returned = [], []
+    names = {module: name for name, module in model.named_modules()}
+
+    def begin(call: Call, what: object) -> None:
+        told.append((names[call.module], call.index))
+        given.append(what)
+
+    with torch.no_grad(), every_call(model, begin, returned.append):
+        output = model(x, twice=True)
+    inner = model.inner(x)
+    assert told == [("", 0), ("inner", 0), ("inner", 1), ("outer", 0), ("outer.0", 0), ("outer.1", 0)]
+    assert given[0][0][0] is x and given[0][1] == {"twice": True}
+    assert torch.equal(given[2][1]["input"], inner) and given[2][0] == ()
+    assert torch.equal(returned[0], inner) and returned[-1] is output  # calls end from the inside out
+    told.clear()
+    model(x)
+    assert told == []
+
+
+def test_recorded_calls_do_not_run_and_those_inside_them_count_as_seen() -> None:
+    model, x = Nested(), torch.rand(3, 2)
+    key = id(model.outer), 0
+    record = Call(model.outer, 0, output=torch.ones(3, 2), inside=Counter([id(model.outer), id(model.outer[1])]))
+    second = Call(model.outer[1], 1, output=torch.full((3, 2), 7.0), inside=Counter([id(model.outer[1])]))
+    calls = {key: record, (id(model.outer[1]), 1): second}
+    with torch.no_grad(), counted(model) as runs, skipping(calls, lambda call: call.output + 1):
+        first = model(x)
+        again = model(x)  # the second call of `outer` runs, and that of what is inside is recorded
+    assert torch.equal(first, torch.full((3, 2), 2.0))
+    assert torch.equal(again, torch.full((3, 2), 8.0))
+    assert runs == {"": 2, "inner": 2, "outer": 1, "outer.0": 1}
+    assert torch.equal(model(x), model.outer(model.inner(x)))
+
+
+def test_modules_run_again_after_whatever_was_raised() -> None:
+    model = Nested()
+    with pytest.raises(KeyError), skipping({(id(model.outer), 0): Call(model.outer, 0)}, lambda call: {}["none"]):
+        model(torch.rand(3, 2))
+    assert [name for module in model.modules() for name in vars(module) if name == "_call_impl"] == []
+
+
+def test_a_record_is_confirmed_tensor_by_tensor() -> None:
+    x, one = torch.rand(4, 2), torch.rand(2)
+    record = Call(nn.Identity(), 0, output={"x": x, "one": one, "name": "relu"})
+    again = {"x": x[[2, 2, 0]], "one": one.clone(), "name": "relu"}
+    assert confirmed(record, again, 4, [2, 2, 0]) == {"x": [Rows(4, 0)], "one": [Rows(4)]}
+    assert confirmed(record, again | {"name": "gelu"}, 4, [2, 2, 0]) is None
+    assert confirmed(record, again | {"more": one}, 4, [2, 2, 0]) is None
+    assert confirmed(record, again | {"one": one + 1}, 4, [2, 2, 0]) is None
+    assert confirmed(record, again | {"one": one + 1}, 4, [2, 2, 0], but="one") == {"x": [Rows(4, 0)]}
+    record.rows = {"x": [Rows(4, 1)]}  # where an earlier pass found them
+    assert confirmed(record, again, 4, [2, 2, 0]) is None
+
+
+def test_scores_are_equal_up_to_a_tolerance_that_is_a_number() -> None:
+    x = torch.tensor([1.0, torch.nan])
+    assert within(x, x + 0.1, 0.2)
+    assert not within(x, x + 0.3, 0.2)
+    assert not within(x, x + 0.1, float("inf")) and not within(x, x + 0.1, float("nan"))
+    assert within(x, x.clone(), float("nan"))
 
 
 def test_masks_filled_with_the_lowest_number_do_not_hide_a_difference() -> None:
