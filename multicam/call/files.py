@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Inexact, Shaped
 from torch import Tensor, nn
 
@@ -38,11 +39,13 @@ def blame(what: str) -> Iterator[None]:
     except MulticamError:
         raise
     except (Exception, SystemExit) as error:  # a script may parse its own arguments where it should only define a model
-        raise MulticamError(f"{what} failed with {type(error).__name__}: {error} (--debug shows where)") from error
+        raise MulticamError(f"{what} failed with {type(error).__name__}: {error}") from error
 
 
 def find_object(address: str) -> Any:
     """What `MODULE:NAME` names; MODULE is the path of a .py file, or importable from the current directory.
+
+    The folder of the file, or the current directory, is put on `sys.path` and stays there.
 
     Raises:
         MulticamError: If there is no such module or name, or importing it fails.
@@ -183,15 +186,21 @@ def read_image(file: str, dtype: torch.dtype = torch.float32) -> Inexact[Tensor,
         raise MulticamError(
             f"{file} has the shape {tuple(x.shape)}, which is no image; --value NAME=@{file} hands it over as it is"
         )
-    if x.ndim == 2:
-        x = x[None]
-    elif x.ndim == 3 and x.shape[-1] in (1, 3) and x.shape[0] > 4:  # no image is 1 or 3 wide and has so many channels
-        x = x.movedim(-1, 0)
-    if x.ndim == 3:
-        x = x[None]
+    x = _with_batch(x)
     if x.is_complex():
         return x.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
     return (x.float() / 255 if x.dtype == torch.uint8 else x).to(dtype).contiguous()
+
+
+def _with_batch(x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "b c *hw"]:
+    """An array `(h w)`, `(h w c)` or `(c h w)` as a batch of one; with more axes it is a batch."""
+    if x.ndim == 2:
+        return rearrange(x, "h w -> 1 1 h w")
+    if x.ndim > 3:
+        return x
+    # Channels are last where there are 1 or 3 of them, since no image is that wide; unless the first axis may be theirs too.
+    last = x.shape[-1] in (1, 3) and x.shape[0] > 4
+    return rearrange(x, "h w c -> 1 c h w" if last else "c h w -> 1 c h w")
 
 
 def read_array(file: str) -> Shaped[Tensor, "..."]:
@@ -238,6 +247,8 @@ def _module(place: str) -> ModuleType:
     path = Path(place)
     is_file = path.suffix == ".py"
     home = str((path.parent if is_file else Path()).resolve())
+    # The folder stays on the path, as that of a script does: a factory, a forward or a preprocessing may import its
+    # neighbours when it is called, and a checkpoint or a worker process looks them up by name.
     if home not in sys.path:
         sys.path.insert(0, home)
     if is_file:
