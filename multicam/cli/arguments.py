@@ -1,45 +1,20 @@
-"""What the commands of `multicam` have in common: how they are told of a model, its inputs and a target."""
+"""What the commands of `multicam` have in common at their start: how they are told of a model, its inputs and a target."""
 
 import argparse
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+from multicam.cli.help import Command
 
-import multicam.call.inputs
+# What imports torch is imported by the functions themselves, so that --help need not wait for it.
+if TYPE_CHECKING:
+    import torch
 
-TARGETS = """\
-targets:
-  top                  the highest-scoring class of each sample (the default)
-  3   or   3,1,0       the score of a class counted from 0; one class per sample
-  prob:3               its probability
-  contrast:3,5,7       class 3 rather than 5 and 7
-  binary, binary:no    the only logit, and its negative
-  regression           the only predicted number; regression:2 is the third
-  MODULE:FUNC          your own function from the output to one score per sample
-"""
-GRIDS = """\
-grids, for layers of tokens where nothing proves the grid:
-  rgb=14x14            the tokens of layer rgb are a grid of 14 rows and 14 columns
-  rgb=14x14+1          behind one class or register token
-  rgb=14x14@197        from token 197 on, counted from 0, in a longer sequence
-  rgb=14x14,sequence-first   for a layer that returns (n b c); may follow any of these
-  rgb=channels-last    the layer returns (b h w c)
-  rgb=as-it-is         the layer returns (b c h w), or a signal (b c l)
-  Without "rgb=" for a layer without a name.
-"""
+    import multicam.call.inputs
 
-
-class Command(argparse.ArgumentParser):
-    """A parser whose help has lists in it; only a help that lists methods waits for torch."""
-
-    def format_help(self) -> str:
-        """The help, with the lists in their places."""
-        text = super().format_help().replace("{targets}", TARGETS).replace("{grids}", GRIDS)
-        if "{methods}" not in text and "{attributions}" not in text:
-            return text
-        from multicam.cli.words import describe_attributions, describe_methods
-
-        return text.replace("{methods}", describe_methods()).replace("{attributions}", describe_attributions())
+LAYER = "[NAME=]PATH[#CALL][:PICK]"
 
 
 def debugging() -> Command:
@@ -70,33 +45,26 @@ def source() -> Command:
     return model
 
 
-def add_out(parser: Command, name: str, kinds: str = "the picture") -> None:
-    """Add where the result goes."""
-    parser.add_argument("--out", metavar="FILE", type=Path, default=Path(name), help=f"{kinds} (default: {name})")
-
-
 def called() -> Command:
     """The arguments that say which model, and what it is given."""
     model = Command(add_help=False, parents=[source()])
-    model.add_argument(
+    add_repeated(
+        model,
         "--input",
-        metavar="NAME=FILE",
-        type=pair,
-        action="append",
-        default=[],
-        help="an image input by its name in forward(); repeat it for other inputs, or with the same name for further "
+        "NAME=FILE",
+        "an image input by its name in forward(); repeat it for other inputs, or with the same name for further "
         "samples. Pictures (.png .jpg .bmp .webp .tif) are RGB; FILE:grey reads one channel, and one-channel pictures "
         "of more than 8 bits keep theirs. Arrays (.npy .npz .pt .safetensors; FILE:KEY where there are several) of the "
         "shapes (h w), (h w 1), (h w 3) and (c h w) are one sample; with more axes the first is the batch. 8-bit values "
         "are scaled to 0..1, others stay as they are",
+        pair,
     )
-    model.add_argument(
+    add_repeated(
+        model,
         "--value",
-        metavar="NAME=VALUE",
-        type=pair,
-        action="append",
-        default=[],
-        help="any other argument: a number, true, false, none, a string, or @FILE for an array exactly as it is stored",
+        "NAME=VALUE",
+        "any other argument: a number, true, false, none, a string, or @FILE for an array exactly as it is stored",
+        pair,
     )
     model.add_argument(
         "--preprocess",
@@ -107,12 +75,70 @@ def called() -> Command:
     return model
 
 
+def add_repeated(parser: Command, flag: str, metavar: str, text: str, read: Callable[[str], Any] = str) -> None:
+    """Add an argument that may come several times: a list, empty if it does not come at all."""
+    parser.add_argument(flag, metavar=metavar, type=read, action="append", default=[], help=text)
+
+
+def add_grids(parser: Command) -> None:
+    """Add the grids of layers whose grid nothing proves."""
+    add_repeated(parser, "--grid", "[NAME=]GRID", "see grids below")
+
+
+def add_target(parser: Command) -> None:
+    """Add what is explained: a score of one of the outputs."""
+    parser.add_argument("--target", default="top", help="what to explain, see targets below (default: top)")
+    add_output(parser)
+
+
+def add_output(parser: Command) -> None:
+    """Add which of several outputs is explained."""
+    text = "which of several outputs the target sees, as in logits, 1 or heads.0"
+    parser.add_argument("--output", metavar="PATH", type=_position_or_path, help=text)
+
+
+def add_signed(parser: Command) -> None:
+    """Add whether evidence keeps its sign."""
+    parser.add_argument("--signed", action="store_true", help="keep the evidence against the target")
+
+
+def add_spectral(parser: Command) -> None:
+    """Add which inputs are spectra."""
+    add_repeated(parser, "--spectral", "NAME", "an input whose axes are frequencies: its map is shown alone")
+
+
+def add_channels(parser: Command, flag: str, text: str) -> None:
+    """Add numbers of channels."""
+    parser.add_argument(flag, metavar="N[,N…]", type=_numbers, help=text)
+
+
+def add_seed(parser: Command, of: str = "all that is random") -> None:
+    """Add the seed."""
+    parser.add_argument("--seed", type=int, default=0, help=f"of {of} (default: 0)")
+
+
+def add_out(parser: Command, name: str, kinds: str = "the picture") -> None:
+    """Add where the result goes."""
+    parser.add_argument("--out", metavar="FILE", type=Path, default=Path(name), help=f"{kinds} (default: {name})")
+
+
 def pair(text: str) -> tuple[str, str]:
     """The two sides of `NAME=…`."""
     name, equals, value = text.partition("=")
     if not name or not equals or not value:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=…")
     return name, value
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, nor several with commas between") from None
+
+
+def _position_or_path(text: str) -> str | int:
+    return int(text) if re.fullmatch(r"-?\d+", text) else text
 
 
 def loaded(args: argparse.Namespace) -> "tuple[torch.nn.Module, multicam.call.inputs.Inputs]":

@@ -3,15 +3,15 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from inspect import getdoc, signature
+from inspect import signature
 from math import prod
-from textwrap import fill
 from typing import Any, TypeVar
 
 from multicam.call.files import find_object, read_value
 from multicam.call.targets.scores import Binary, ClassScore, Contrast, Probability, Regression, Target, TopClass
 from multicam.cam.base import CAM, InputCAM
 from multicam.cam.catalogue import INPUT_METHODS, METHODS
+from multicam.cli.help import GRIDS, TARGETS
 from multicam.errors import MulticamError, unknown
 from multicam.metrics.measures import METRICS
 from multicam.saliency.attributions import Attributions
@@ -20,8 +20,6 @@ from multicam.watch.layers import Layer
 from multicam.watch.reshape import Reshape, as_it_is, channels_last, tokens
 
 T = TypeVar("T")
-TARGETS = ("top", "3", "3,1,0", "prob:3", "contrast:3,5", "binary", "binary:no", "regression", "regression:2")
-GRIDS = ("14x14", "14x14+1", "14x14@197", "14x14+1,sequence-first", "channels-last", "as-it-is")
 # The arguments of attributions whose values can be typed.
 OPTIONS = ("samples", "std", "seed", "steps", "baseline", "patch", "stride", "batch_size", "method")
 KINDS: tuple[type[CAM] | type[InputCAM], ...] = (*METHODS, *INPUT_METHODS)
@@ -125,6 +123,11 @@ def read_explanation(text: str) -> type[CAM] | type[InputCAM] | Callable[..., At
     return _named("method", text.replace("++", "plusplus"), known)
 
 
+def no_layer(method: type[CAM] | type[InputCAM] | Callable[..., Attributions]) -> MulticamError:
+    """The error for a method that explains a layer where no layer is given."""
+    return MulticamError(f"{method.__name__} explains a layer: give one with --layer, as `multicam layers` lists them")
+
+
 def read_metric(text: str) -> str:
     """The name of a metric of `evaluate`, whatever its case, hyphens and underscores.
 
@@ -199,45 +202,11 @@ def read_options(function: Callable[..., Attributions], options: Iterable[tuple[
     return {name: read_method(text) if name == "method" else read_value(text) for name, text in options}
 
 
-def describe_methods() -> str:
-    """The methods that `read_method` knows, each with what it is in one sentence.
-
-    Example:
-        >>> " ".join(describe_methods().splitlines()[0].split())
-        'gradcam Grad-CAM: channels weighted by their spatially averaged gradient.'
-    """
-    return _described(CAMS)
-
-
-def describe_attributions() -> str:
-    """The functions that `read_attribution` knows, each with what it is in one sentence.
-
-    Example:
-        >>> " ".join(describe_attributions().splitlines()[0].split()[:3])
-        'gradient The gradient'
-    """
-    return _described({function.__name__: function for function in ATTRIBUTIONS})
-
-
 def _named(kind: str, text: str, known: Mapping[str, T]) -> T:
     plain = re.sub(r"[-_ ]", "", text.lower())
     if plain not in known:
         raise unknown(kind, plain, known)
     return known[plain]
-
-
-def _described(objects: Mapping[str, object]) -> str:
-    column = max(map(len, objects)) + 2
-    summaries = {name: " ".join((getdoc(value) or "").split("\n\n")[0].split()) for name, value in objects.items()}
-    return "\n".join(
-        fill(
-            f"{name:{column}}{summary}",
-            width=96,
-            initial_indent="  ",
-            subsequent_indent=" " * (column + 2),
-        )
-        for name, summary in summaries.items()
-    )
 
 
 def read_target(text: str) -> Target:
@@ -275,8 +244,3 @@ def read_target(text: str) -> Target:
         function: Target = find_object(text)
         return function
     raise unknown("target", text, TARGETS)
-
-
-def read_output(text: str) -> str | int:
-    """A path in the output: `logits`, `heads.0`, or a position such as `1` or `-1`."""
-    return int(text) if re.fullmatch(r"-?\d+", text) else text

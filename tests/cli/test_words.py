@@ -6,7 +6,8 @@ import torch
 import multicam
 from multicam import Layer, MulticamError, as_it_is, channels_last, tokens
 from multicam.call.targets.scores import Binary, ClassScore, Contrast, Probability, Regression, TopClass
-from multicam.cli.words import GRIDS, TARGETS, read_grid, read_layers, read_method, read_output, read_target
+from multicam.cli.help import GRIDS, TARGETS
+from multicam.cli.words import read_grid, read_layers, read_method, read_target
 
 
 def test_layers_have_names_calls_and_picks():
@@ -126,7 +127,3 @@ def test_a_target_of_ones_own(tmp_path):
 def test_a_target_that_is_none(text, message):
     with pytest.raises(MulticamError, match=message):
         read_target(text)
-
-
-def test_outputs_are_positions_or_paths():
-    assert [read_output(text) for text in ("1", "-1", "logits", "heads.0")] == [1, -1, "logits", "heads.0"]

@@ -1,4 +1,4 @@
-"""For the tests of the command: a folder with a module of models and files to give them."""
+"""A folder with a module of models and files to give them."""
 
 import shutil
 import sys
@@ -11,7 +11,7 @@ from PIL import Image
 from multicam.call.files import read_image
 from multicam.cli.main import main
 
-NETS = Path(__file__).parent / "helpers" / "nets.py"
+NETS = Path(__file__).parents[1] / "helpers" / "nets.py"
 
 
 @pytest.fixture
@@ -27,7 +27,11 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(capsys):
+def run(capsys, monkeypatch):
+    monkeypatch.setattr(
+        "tqdm.std.time", lambda: 0.0
+    )  # a progress bar appears after two seconds: never, however slow we are
+
     def run(*argv):
         code = main(argv)
         return code, *capsys.readouterr()
