@@ -107,50 +107,18 @@ def evaluate(
         raise MulticamError(
             f"data is a list of batches, or another iterable of them, not a {type(data).__name__}; write [batch]"
         )
-    at_least_one("steps", steps)
-    at_least_one("samples", samples)
+    options = {
+        "output": output,
+        "baseline": baseline,
+        "steps": at_least_one("steps", steps),
+        "samples": at_least_one("samples", samples),
+        "batch_size": batch_size,
+        "seed": seed,
+    }
     found: dict[str, dict[str, list[Tensor]]] = {label: {judge.name: [] for judge in judges} for label in methods}
     apart = set()
-    explained_inputs: dict[
-        int, tuple[str, ...]
-    ] = {}  # by batch; of two methods that explain other inputs none is better
-
-    def rounds() -> Iterator[tuple[int, Inputs, Any, Any, str]]:
-        for i, given in enumerate(data):
-            batch = given if isinstance(given, Batch) else Batch(given)
-            with _told(f"batch {i}"):
-                trace = Trace(model, batch.inputs, {}, batch.target, output)
-                regions = _regions(trace.inputs, batch.regions)
-            for label in methods:
-                yield i, trace.inputs, trace.target, regions, label
-
     total = len(data) * len(methods) if isinstance(data, Sized) else 0  # which makes a bar without an end
-    for i, call, target, regions, label in progress(rounds(), total, "evaluation"):
-        explain = methods[label]
-        with _told(f"method {label!r}, batch {i}"):
-            start = perf_counter()
-            one = explain(model, call.own(), target)
-            maps = named_maps(one, call)
-            _refuse_other_places(maps, call, explained_inputs.setdefault(i, tuple(sorted(maps))))
-            if any(m.is_cuda for m in maps.values()):
-                torch.cuda.synchronize()  # it may not have finished
-            seconds = (perf_counter() - start) / call.batch
-        explained = Explained(
-            model=model,
-            inputs=call,
-            target=target,
-            output=output,
-            explain=explain,
-            found=one,
-            maps=maps,
-            seconds=seconds,
-            regions=regions,
-            baseline=baseline,
-            steps=steps,
-            samples=samples,
-            batch_size=batch_size,
-            seed=seed,
-        )
+    for i, label, explained in progress(_explained(model, methods, data, options), total, "evaluation"):
         if not explained.compares:
             apart.add(label)
         for judge in judges:
@@ -160,6 +128,50 @@ def evaluate(
         raise MulticamError("there is no data to evaluate on: the iterable is empty, or was used up before")
     values = {label: {name: torch.cat(parts) for name, parts in each.items()} for label, each in found.items()}
     return Evaluation(values, {judge.name: judge.better for judge in judges}, frozenset(apart))
+
+
+def _explained(
+    model: nn.Module, methods: Mapping[str, Explain], data: Iterable[Any], options: Mapping[str, Any]
+) -> Iterator[tuple[int, str, Explained]]:
+    """What each method says of each batch, with the number of the batch and the name of the method.
+
+    Args:
+        model: As for `evaluate`.
+        methods: As for `evaluate`.
+        data: As for `evaluate`.
+        options: Those of `evaluate`, which metrics read from `Explained`.
+    """
+    for i, given in enumerate(data):
+        batch = given if isinstance(given, Batch) else Batch(given)
+        with _told(f"batch {i}"):
+            trace = Trace(model, batch.inputs, {}, batch.target, options["output"])
+            call, regions = trace.inputs, _regions(trace.inputs, batch.regions)
+        names: list[str] | None = None
+        for label, explain in methods.items():
+            with _told(f"method {label!r}, batch {i}"):
+                start = perf_counter()
+                found = explain(model, call.own(), trace.target)
+                maps = named_maps(found, call)
+                if any(m.is_cuda for m in maps.values()):
+                    torch.cuda.synchronize()  # it may not have finished
+                seconds = (perf_counter() - start) / call.batch
+                names = names or sorted(maps)
+                _refuse_other_places(maps, call, names)
+            yield (
+                i,
+                label,
+                Explained(
+                    model=model,
+                    inputs=call,
+                    target=trace.target,
+                    explain=explain,
+                    found=found,
+                    maps=maps,
+                    seconds=seconds,
+                    regions=regions,
+                    **options,
+                ),
+            )
 
 
 def _metrics(metrics: Sequence[str | Metric]) -> tuple[Metric, ...]:
@@ -185,8 +197,9 @@ def _refuse_other_methods(methods: Mapping[str, Explain]) -> None:
             refuse_uncallable(explain)
 
 
-def _refuse_other_places(maps: Maps, call: Inputs, names: tuple[str, ...]) -> None:
-    if tuple(sorted(maps)) != names:
+def _refuse_other_places(maps: Maps, call: Inputs, names: list[str]) -> None:
+    """Refuse maps of other inputs than another method's, of which neither is better, and maps of another size than their input's."""
+    if sorted(maps) != names:
         raise MulticamError(
             f"it explains {', '.join(map(repr, sorted(maps)))}, and another method {', '.join(map(repr, names))}: only methods that explain "
             "the same inputs compare"

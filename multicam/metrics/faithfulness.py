@@ -1,6 +1,6 @@
 """Is a map faithful: what becomes of the score when what it marks is taken away, or nothing else is left."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -89,7 +89,9 @@ def deletion(
         >>> curve.scores.shape, torch.equal(curve.scores[:, -1], torch.zeros(2))
         (torch.Size([2, 21]), True)
     """
-    return _followed(model, inputs, maps, target, output, baseline, steps, batch_size, seed, "deletion")
+    call, ranks = _ranked(model, inputs, maps, seed)
+    changed = _replaced(ranks, call.leaves, baselines(call, list(ranks), baseline))
+    return _followed(Trace(model, call, {}, target, output), list(ranks), changed, steps, batch_size, "deletion")
 
 
 def insertion(
@@ -125,7 +127,9 @@ def insertion(
         >>> torch.allclose(curve.scores[:, -1], model(x)[:, 0], atol=1e-6)
         True
     """
-    return _followed(model, inputs, maps, target, output, baseline, steps, batch_size, seed, "insertion")
+    call, ranks = _ranked(model, inputs, maps, seed)
+    changed = _replaced(ranks, baselines(call, list(ranks), baseline), call.leaves)
+    return _followed(Trace(model, call, {}, target, output), list(ranks), changed, steps, batch_size, "insertion")
 
 
 def road(
@@ -166,16 +170,14 @@ def road(
     """
     if order not in ("most", "least"):
         raise MulticamError(f"order is 'most' or 'least' relevant first, not {order!r}")
-    call, named = _laid(model, inputs, maps)
-    ranks = _ranks({name: -m if order == "least" else m for name, m in named.items()}, seed)
-    fractions = torch.linspace(0, 1, at_least_one("steps", steps) + 1, dtype=torch.float64)
+    call, ranks = _ranked(model, inputs, maps, seed, least=order == "least")
 
     def changed(name: str, sample: int, share: float) -> Tensor:
         keep = ranks[name][sample] >= share
         image = call.leaves[name][sample : sample + 1]
         return image if keep.all() else impute(image, keep[None], noise=noise, seed=seed)
 
-    return _scored(model, call, target, output, fractions, list(named), changed, batch_size, "ROAD")
+    return _followed(Trace(model, call, {}, target, output), list(ranks), changed, steps, batch_size, "ROAD")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -251,52 +253,43 @@ def seen_through(
     return Masked(trace.scores, trace.again(call.replace(changed)).scores)
 
 
-def _followed(
-    model: nn.Module,
-    inputs: Any,
-    maps: MapsLike,
-    target: TargetLike,
-    output: OutputLike,
-    baseline: Baseline | Mapping[str, Baseline],
-    steps: int,
-    batch_size: int,
-    seed: int,
-    what: Literal["deletion", "insertion"],
-) -> Curve:
-    call, named = _laid(model, inputs, maps)
-    ranks = _ranks(named, seed)
-    nothing = baselines(call, list(named), baseline)
-    fractions = torch.linspace(0, 1, at_least_one("steps", steps) + 1, dtype=torch.float64)
+def _replaced(
+    ranks: Mapping[str, Tensor], first: Mapping[str, Tensor], then: Mapping[str, Tensor]
+) -> Callable[[str, int, float], Tensor]:
+    """One sample of an input in which the first places, this share of the area, have gone from one value to another.
+
+    Args:
+        ranks: The share of the area that comes before each place `(b h w)`, by input.
+        first: The values to start from.
+        then: Those to end with.
+    """
 
     def changed(name: str, sample: int, share: float) -> Tensor:
-        first = (ranks[name][sample] < share).unsqueeze(0)
-        image, other = call.leaves[name][sample], nothing[name][sample]
-        return torch.where(first, other, image)[None] if what == "deletion" else torch.where(first, image, other)[None]
+        return torch.where(ranks[name][sample] < share, then[name][sample], first[name][sample])[None]
 
-    return _scored(model, call, target, output, fractions, list(named), changed, batch_size, what)
+    return changed
 
 
-def _scored(
-    model: nn.Module,
-    call: Inputs,
-    target: TargetLike,
-    output: OutputLike,
-    fractions: Float[Tensor, " n"],
-    names: list[str],
-    changed: Any,
+def _followed(
+    trace: Trace,
+    names: Sequence[str],
+    changed: Callable[[str, int, float], Tensor],
+    steps: int,
     batch_size: int,
     title: str,
 ) -> Curve:
-    trace = Trace(model, call, {}, target, output)
+    """The scores while these inputs are changed step by step."""
+    batch = trace.inputs.batch
+    fractions = torch.linspace(0, 1, at_least_one("steps", steps) + 1, dtype=torch.float64)
     parts = torch.split(fractions, at_least_one("batch_size", batch_size))
-    rows = [(sample, part) for sample in range(call.batch) for part in parts]
+    rows = [(sample, part) for sample in range(batch) for part in parts]
     found = [
         trace.rescore(
             {name: torch.cat([changed(name, sample, share) for share in part.tolist()]) for name in names}, sample
         )
         for sample, part in progress(rows, len(rows), title)
     ]
-    return Curve(fractions.float(), torch.cat(found).cpu().view(call.batch, len(fractions)))
+    return Curve(fractions.float(), torch.cat(found).cpu().view(batch, len(fractions)))
 
 
 def _laid(model: nn.Module, inputs: Any, maps: MapsLike) -> tuple[Inputs, Maps]:
@@ -314,17 +307,22 @@ def _laid(model: nn.Module, inputs: Any, maps: MapsLike) -> tuple[Inputs, Maps]:
     return call, named
 
 
-def _ranks(maps: Mapping[str, Tensor], seed: int) -> dict[str, Float[Tensor, "b h w"]]:
-    """For every place the share of all area that comes before it, where the highest values come first."""
+def _ranked(
+    model: nn.Module, inputs: Any, maps: MapsLike, seed: int, *, least: bool = False
+) -> tuple[Inputs, dict[str, Float[Tensor, "b h w"]]]:
+    """The call, and for every place of the mapped inputs the share of all area that comes before it.
+
+    The highest values come first, or the lowest; equal ones in random order.
+    """
+    call, named = _laid(model, inputs, maps)
     generator = torch.Generator().manual_seed(seed)
-    flat = torch.cat([m.detach().flatten(1).float().cpu() for m in maps.values()], 1)
-    areas = torch.cat(
-        [torch.full((m[0].numel(),), 1 / m[0].numel() / len(maps), dtype=torch.float64) for m in maps.values()]
-    )
+    flat = torch.cat([m.detach().flatten(1).float().cpu() for m in named.values()], 1)
+    sizes = [m[0].numel() for m in named.values()]
+    areas = torch.cat([torch.full((n,), 1 / n / len(named), dtype=torch.float64) for n in sizes])
     shuffled = torch.randperm(flat.shape[1], generator=generator, device="cpu")
-    order = shuffled[flat[:, shuffled].argsort(dim=1, descending=True, stable=True)]
+    order = shuffled[flat[:, shuffled].argsort(dim=1, descending=not least, stable=True)]
     before = areas[order].double().cumsum(1) - areas[order]
     ranks = torch.empty_like(before).scatter_(1, order, before)
-    parts = torch.split(ranks, [m[0].numel() for m in maps.values()], 1)
+    parts = zip(named.items(), torch.split(ranks, sizes, 1), strict=True)
     # Places that lie exactly at a step belong to the next, also where sums of shares round.
-    return {name: (part + 1e-9).view(m.shape).to(m.device) for (name, m), part in zip(maps.items(), parts, strict=True)}
+    return call, {name: (part + 1e-9).view(m.shape).to(m.device) for (name, m), part in parts}

@@ -90,18 +90,16 @@ def sparseness(maps: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
     Chalasani et al. 2020, arXiv:1810.06583, section 5.
 
     Args:
-        maps: The maps.
+        maps: As for `pointing_game`.
 
     Example:
         >>> sparseness(torch.tensor([[[1.0, 1.0]], [[0.0, 1.0]]]))
         tensor([0.0000, 0.5000])
     """
-    values = maps.flatten(1).abs().sort(1).values
-    n = values.shape[1]
+    shares = _shares(maps).sort(1).values
+    n = shares.shape[1]
     ranks = torch.arange(1, n + 1, device=maps.device)
-    total = values.sum(1)
-    gini: Tensor = ((2 * ranks - n - 1) * values).sum(1) / (n * total.where(total > 0, 1))
-    return gini
+    return ((2 * ranks - n - 1) * shares).sum(1) / n
 
 
 def complexity(maps: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
@@ -110,17 +108,21 @@ def complexity(maps: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
     Bhatt et al. 2020, arXiv:2005.00631, definition 4.
 
     Args:
-        maps: The maps.
+        maps: As for `pointing_game`.
 
     Example:
         >>> complexity(torch.tensor([[[1.0, 1.0]], [[0.0, 1.0]]]))
         tensor([0.6931, 0.0000])
     """
-    values = maps.flatten(1).abs()
-    total = values.sum(1, keepdim=True)
-    shares = values / total.where(total > 0, 1)
-    entropy: Tensor = torch.special.entr(shares).sum(1)
+    entropy: Tensor = torch.special.entr(_shares(maps)).sum(1)
     return entropy
+
+
+def _shares(maps: Float[Tensor, "b *grid"]) -> Float[Tensor, "b n"]:
+    """The size of each place's value as a part of all sizes; zero in an empty map."""
+    sizes = maps.flatten(1).abs()
+    total = sizes.sum(1, keepdim=True)
+    return sizes / total.where(total > 0, 1)
 
 
 def agreement(maps: Float[Tensor, "b *grid"], others: Float[Tensor, "..."]) -> Float[Tensor, " b"]:
@@ -142,11 +144,24 @@ def agreement(maps: Float[Tensor, "b *grid"], others: Float[Tensor, "..."]) -> F
     """
     if maps.shape != others.shape:
         raise MulticamError(f"maps of one shape can agree, not {tuple(maps.shape)} and {tuple(others.shape)}")
-    a, b = (_mean_ranks(m.flatten(1).double()) for m in (maps, others))
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    return correlation(*(_mean_ranks(m.flatten(1).double()) for m in (maps, others)))
+
+
+def correlation(values: Float[Tensor, "b n"], others: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
+    """Pearson's correlation of two rows of each sample; zero where either is the same everywhere.
+
+    Args:
+        values: The numbers of one kind.
+        others: Those of another.
+
+    Example:
+        >>> correlation(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[9.0, 7.0, 5.0]]))
+        tensor([-1.])
+    """
+    a, b = (x.double() - x.double().mean(1, keepdim=True) for x in (values, others))
     sizes = a.norm(dim=1) * b.norm(dim=1)
-    correlation: Tensor = (a * b).sum(1) / sizes.where(sizes > 0, 1)
-    return correlation.float()
+    found: Tensor = (a * b).sum(1) / sizes.where(sizes > 0, 1)
+    return found.float()
 
 
 def _mean_ranks(values: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:

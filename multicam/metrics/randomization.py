@@ -136,8 +136,8 @@ def branch_of(model: nn.Module, inputs: Any, name: str) -> tuple[str, ...]:
     """The paths of the modules that see one input and no other: its branch, up to where inputs meet; without the parts of each.
 
     Args:
-        model: Any module; it is not changed.
-        inputs: What it takes, see `Inputs.of`.
+        model: As for `parameter_randomization`, but nothing is copied.
+        inputs: As for `parameter_randomization`.
         name: The input; one of floating-point values.
 
     Raises:

@@ -15,6 +15,7 @@ from multicam.call.scorer import OutputLike, TargetLike
 from multicam.chance import seeded, spread
 from multicam.errors import MulticamError, at_least_one, number
 from multicam.metrics.explanations import Explain, by_name, explained_maps
+from multicam.metrics.localization import correlation
 from multicam.printing import progress
 from multicam.saliency.attributions import Attributions, channels_second
 from multicam.saliency.gradients import explained, times
@@ -69,10 +70,7 @@ class Infidelity:
             >>> Infidelity(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[9.0, 7.0, 5.0]])).correlation
             tensor([-1.])
         """
-        p, c = (x - x.mean(1, keepdim=True) for x in (self.predicted.double(), self.changes.double()))
-        sizes = p.norm(dim=1) * c.norm(dim=1)
-        correlation: Tensor = (p * c).sum(1) / sizes.where(sizes > 0, 1)
-        return correlation.float()
+        return correlation(self.predicted, self.changes)
 
     def __repr__(self) -> str:
         return (
@@ -222,8 +220,8 @@ def sensitivity(
     numbers of two settings do not compare.
 
     Args:
-        model: Any module; it is not changed.
-        inputs: What it takes, see `Inputs.of`.
+        model: As for `infidelity`.
+        inputs: As for `infidelity`.
         explain: What makes the explanation, such as `gradient` or `explainer(GradCAM, layers)`.
         target: As for the call of a `CAM`; a top class is that of the inputs without noise.
         radius: Of the noise, as a share of each sample's range of values.
