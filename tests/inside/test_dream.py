@@ -15,7 +15,7 @@ from multicam.call.targets.scores import TopClass
 from multicam.errors import MulticamError
 from multicam.figures.dreams import dream_figure, history_figure
 from multicam.inside.dream import Dream, activation_maximization, deep_dream
-from multicam.inside.parameterizations import Bounds, Motion, fourier, pixel, total_variation
+from multicam.inside.parameterizations import total_variation
 from multicam.watch.layers import Layer
 from tests.helpers.hygiene import Stop, assert_unchanged, dirty, raising, state
 from tests.helpers.models import Branch, Captioned, Fusion, Overwriting, Siamese, fusion_inputs, seeded
@@ -122,12 +122,6 @@ def test_a_constant_channel_stays_and_a_constant_example_is_refused() -> None:
     assert dream.objective > dream.start
 
 
-@pytest.mark.parametrize("bounds", [(1, 1), (2, 1), ([0, 0], [1, 1]), ("a", "b")], ids=str)
-def test_bounds_that_are_none_are_refused(bounds: Any) -> None:
-    with pytest.raises(MulticamError, match=r"bounds are \(low, high\)"):
-        Bounds.of(bounds, example(1, 3, 4, 4))
-
-
 @pytest.mark.parametrize("channel", [np.int64(2), np.array([2]), torch.tensor([2]), [2], (2,), range(2, 3)], ids=repr)
 def test_numbers_of_every_kind_are_channels(channel: Any) -> None:
     assert activation_maximization(conv(), example(1, 3, 8, 8), "1", channel, steps=1).labels == ("channel 2",)
@@ -227,56 +221,12 @@ def test_the_fourier_parameterisation_finds_smoother_images() -> None:
     assert (total_variation(fourier.images) < 0.8 * total_variation(pixel.images)).all()
 
 
-def test_pixels_of_standard_normal_parameters_have_variance_one_and_colours_of_the_example() -> None:
-    g = torch.Generator().manual_seed(0)
-    grey = torch.randn(1, 1, 64, 48, generator=g)
-    x = torch.cat(
-        [grey, grey + 0.1 * torch.randn(1, 1, 64, 48, generator=g), torch.randn(1, 1, 64, 48, generator=g)], 1
-    )
-    for make in (fourier, pixel):
-        written = make(x)
-        pixels = written.pixels(torch.randn(500, *written.shape, generator=g))
-        assert pixels.shape == (500, 3, 64, 48)
-        assert abs(pixels.square().mean() - 1) < 0.05
-    drawn = fourier(x).pixels(torch.randn(500, 3, 64, 25, 2, generator=g))
-    correlation = torch.corrcoef(drawn.movedim(1, 0).flatten(1))
-    wanted = 0.95 * torch.corrcoef(x[0].flatten(1))
-    assert torch.allclose(
-        correlation[~torch.eye(3, dtype=torch.bool)], wanted[~torch.eye(3, dtype=torch.bool)], atol=0.05
-    )
-    # Amplitudes fall as 1 / frequency: the power at 2 / side is a quarter of that at 1 / side.
-    power = torch.fft.rfft2(drawn).abs().square().mean((0, 1))
-    assert abs(power[1, 0] / power[2, 0] - 4) < 0.6
-    assert abs(power[8, 0] / power[16, 0] - 4) < 0.6
-
-
 def test_total_variation_is_traded_for_the_objective() -> None:
     model, x = conv(), example(1, 3, 16, 16)
     dreams = [activation_maximization(model, x, "1", 1, steps=30, smoothness=w) for w in (0.0, 5.0)]
     rough, smooth = (total_variation(d.bounds.shares(d.images)).item() for d in dreams)
     assert smooth < 0.7 * rough
     assert dreams[1].objective < dreams[0].objective
-
-
-def test_moves_are_whole_pixels_turns_and_sizes_and_can_be_off() -> None:
-    g = torch.Generator().manual_seed(0)
-    x = torch.rand(2, 3, 16, 24, generator=g)
-    assert Motion(0.0, 0.0, 0.0)(x, g) is x
-    found = set()
-    for _ in range(30):
-        moved = Motion(1 / 8, 0.0, 0.0)(x, g)
-        shifts = [(dy, dx) for dy in range(-2, 3) for dx in range(-3, 4)
-                  if torch.allclose(moved[:, :, 3:-3, 4:-4], x.roll((-dy, -dx), (2, 3))[:, :, 3:-3, 4:-4], atol=1e-4)]  # fmt: skip
-        assert len(shifts) == 1
-        found.add(shifts[0])
-    assert len(found) > 10
-    # A disc stays where it is when the picture is turned, also in one that is not square.
-    rows, columns = torch.meshgrid(torch.arange(40.0) - 19.5, torch.arange(64.0) - 31.5, indexing="ij")
-    disc = (8 - torch.hypot(rows, columns)).sigmoid()[None, None]
-    turned = Motion(0.0, 0.0, 90.0)(disc, g)
-    assert torch.allclose(turned[..., 8:32, 20:44], disc[..., 8:32, 20:44], atol=0.02)
-    areas = [Motion(0.0, 0.3, 0.0)(disc, g).sum() / disc.sum() for _ in range(20)]
-    assert min(areas) < 0.9 and max(areas) > 1.1 and max(areas) < 1.3**2 + 0.05
 
 
 @pytest.mark.parametrize("dream", [activation_maximization, deep_dream], ids=lambda f: f.__name__)
