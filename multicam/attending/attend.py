@@ -1,20 +1,18 @@
 """Seeing the attention of a model: around any code, or of one call."""
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from multicam.attending.assembling import Assembling, Keep, Stream
 from multicam.attending.attentions import Attention
 from multicam.call.inputs import Inputs
-from multicam.call.scorer import OutputLike, TargetLike, as_target, pinned, score, select_output
+from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output
 from multicam.errors import MulticamError, unknown
 from multicam.watch.reshape import Tokens
-from multicam.watch.undisturbed import LOCK, module_by_module, module_paths, undisturbed, unwrapped
+from multicam.watch.undisturbed import alone, module_by_module, module_paths, undisturbed, unwrapped
 
 
 @contextmanager
@@ -48,6 +46,7 @@ def record_attention(
             `layouts` or `streams` do not fit what runs.
 
     Example:
+        >>> import torch
         >>> model = nn.TransformerEncoderLayer(8, 2, batch_first=True)
         >>> with record_attention(model) as att:
         ...     _ = model(torch.rand(1, 5, 8))
@@ -68,9 +67,7 @@ def record_attention(
         if path not in module_paths(inner):
             raise unknown("module in streams", path, module_paths(inner))
     with ExitStack() as stack:
-        stack.enter_context(LOCK)
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(alone())
         stack.enter_context(module_by_module())
         if gradients:
             stack.enter_context(_graph_from_the_start(inner))
@@ -112,6 +109,7 @@ def attention(
         streams: As for `record_attention`.
 
     Example:
+        >>> import torch
         >>> from multicam.call.targets import TopClass
         >>> from multicam.demo.detector import EditDetector
         >>> inputs = {"rgb": torch.rand(1, 3, 64, 64), "frequency": torch.rand(1, 64, 16, 16), "texture": torch.rand(1, 3, 32, 32)}
@@ -122,18 +120,14 @@ def attention(
     """
     inner = unwrapped(model)
     bound = Inputs.of(inputs).bind(inner).own()
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(undisturbed(inner))
-        stack.enter_context(torch.set_grad_enabled(target is not None))
-        record = stack.enter_context(
-            record_attention(inner, keep=keep, gradients=target is not None, layouts=layouts, streams=streams)
-        )
+    graph = target is not None
+    recording = record_attention(inner, keep=keep, gradients=graph, layouts=layouts, streams=streams)
+    with undisturbed(inner, graph), recording as record:
         record.output = bound.run(inner)
     if target is not None:
-        with torch.inference_mode(False), torch.enable_grad(), undisturbed(inner):
+        with undisturbed(inner, graph=True):
             picked = select_output(record.output, output)
-            record.gradients(score(pinned(as_target(target), picked), picked, bound.batch))
+            record.gradients(Scorer(target).pinned(picked).of_picked(picked, bound.batch))
     return record
 
 

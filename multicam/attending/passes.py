@@ -6,16 +6,15 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from multicam.errors import MulticamError, unknown
+from multicam.maps import resized
 from multicam.watch.reshape import Tokens
 from multicam.watch.tokens.places import Places
 
 Query = int | str | tuple[int | float, int | float]
-MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +68,7 @@ class Forward:
         density = grid_map * prod(grid_map.shape[1:])
         if len(size) != grid_map.ndim - 1:
             return density
-        return F.interpolate(density[:, None], size, mode=MODES[len(size)], align_corners=False)[:, 0]
+        return resized(density, size)
 
     def _sides(self, ids: Tensor) -> Tensor:
         """How long the parts of these tokens are, rounded, so that equal ones are equal."""

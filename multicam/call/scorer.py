@@ -29,45 +29,6 @@ def as_target(target: TargetLike) -> Target:
     return target if callable(target) else ClassScore(target)
 
 
-def pinned(target: Target, output: Any) -> Target:
-    """The target with everything decided that it reads from the output of the unchanged inputs.
-
-    A target that chooses (the top class, the pixels that are called sky) has a method `pin(output)` that returns the
-    target as chosen, so that it stays the same when inputs or activations are changed to see what the score does.
-    """
-    fixed: Target = target.pin(output) if hasattr(target, "pin") else target
-    return fixed
-
-
-def taken(target: Target, samples: Sequence[int]) -> Target:
-    """The target for these samples, which may come several times.
-
-    A target that holds one value for each sample has a method `take(samples)`; others serve any batch as they are.
-    """
-    chosen: Target = target.take(samples) if hasattr(target, "take") else target
-    return chosen
-
-
-def score(target: Target, output: Any, batch: int) -> Float[Tensor, " b"]:
-    """One float32 (or wider) score per sample.
-
-    Raises:
-        MulticamError: If the target returns anything else.
-    """
-    try:
-        scores = target(output)
-    except Exception as error:
-        if not isinstance(output, Tensor) and not isinstance(error, MulticamError):
-            error.add_note(unpicked(output))
-        raise
-    if not isinstance(scores, Tensor) or tuple(scores.shape) != (batch,) or not scores.is_floating_point():
-        given = f"{scores.dtype} {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise MulticamError(
-            f"the target {target!r} returned {given}; it must return one floating-point score per sample: ({batch},)"
-        )
-    return scores if scores.dtype == torch.float64 else scores.float()
-
-
 def select_output(output: Any, path: OutputLike) -> Any:
     """The part of a model's output that the target sees.
 
@@ -88,3 +49,65 @@ def select_output(output: Any, path: OutputLike) -> Any:
     if str(path) not in tensors and isinstance(output, Tensor):
         raise MulticamError(f"the model returns one tensor, so output={path!r} names nothing; leave it out")
     return tensors[resolve("output", str(path), tensors)]
+
+
+class Scorer:
+    """What turns a model's output into one score for each sample: a target, and the part of the output that it sees.
+
+    Args:
+        target: See `as_target`.
+        output: See `select_output`.
+
+    Example:
+        >>> scorer = Scorer(1, "logits")
+        >>> scorer.of({"logits": torch.tensor([[0.5, 2.0], [1.5, 3.0]])}, 2)
+        tensor([2., 3.])
+    """
+
+    def __init__(self, target: TargetLike, output: OutputLike = None) -> None:
+        self.target, self.output = as_target(target), output
+
+    def __repr__(self) -> str:
+        return f"Scorer({self.target!r}, {self.output!r})"
+
+    def of(self, returned: Any, batch: int) -> Float[Tensor, " b"]:
+        """The scores of what the model returned.
+
+        Raises:
+            MulticamError: If the output has no such part, or the target returns anything but one number for each sample.
+        """
+        return self.of_picked(select_output(returned, self.output), batch)
+
+    def of_picked(self, picked: Any, batch: int) -> Float[Tensor, " b"]:
+        """One float32 (or wider) score for each sample, from the part of the output that the target sees."""
+        try:
+            scores = self.target(picked)
+        except Exception as error:
+            if not isinstance(picked, Tensor) and not isinstance(error, MulticamError):
+                error.add_note(unpicked(picked))
+            raise
+        if not isinstance(scores, Tensor) or tuple(scores.shape) != (batch,) or not scores.is_floating_point():
+            given = f"{scores.dtype} {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+            raise MulticamError(
+                f"the target {self.target!r} returned {given}; it must return one floating-point score per sample: ({batch},)"
+            )
+        return scores if scores.dtype == torch.float64 else scores.float()
+
+    def pinned(self, picked: Any) -> "Scorer":
+        """With everything decided that the target reads from this part of the output of the unchanged inputs.
+
+        A target that chooses (the top class, the pixels that are called sky) has a method `pin(output)` that returns the
+        target as chosen, so that it stays the same when inputs or activations are changed to see what the score does.
+        """
+        return Scorer(self.target.pin(picked), self.output) if hasattr(self.target, "pin") else self
+
+    def take(self, samples: Sequence[int]) -> "Scorer":
+        """For these samples, which may come several times.
+
+        A target that holds one value for each sample has a method `take(samples)`; others serve any batch as they are.
+        """
+        return Scorer(self.target.take(samples), self.output) if hasattr(self.target, "take") else self
+
+    def read(self, returned: Any, samples: Sequence[int]) -> Float[Tensor, " n"]:
+        """The scores of an output whose rows stem from these samples."""
+        return self.take(samples).of(returned, len(samples))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from multicam.call.inputs import Inputs, frames_second, wide
-from multicam.call.scorer import OutputLike, TargetLike, as_target, pinned, score, select_output
+from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output
 from multicam.cam.base import InputCAM
 from multicam.errors import MulticamError
 from multicam.watch.layers import Layer, Tap, Taps
@@ -141,11 +141,12 @@ def full_gradients(
         return x.clone()  # and into what its layers return
 
     # The last of these is for models that cannot be trained as they are: they write into what backward will need.
-    with torch.inference_mode(False), torch.enable_grad(), undisturbed(model), allow_mutation_on_saved_tensors():
+    with undisturbed(model, graph=True), allow_mutation_on_saved_tensors():
         with taps.observe(call.batch, record) as seen:
             returned = call.own().map(with_gradient).run(model)
+        scorer = Scorer(target, output)
         picked = select_output(returned, output)
-        scores = score(pinned(as_target(target), picked), picked, call.batch)
+        scores = scorer.pinned(picked).of_picked(picked, call.batch)
         if not scores.requires_grad:
             raise _unreached(names[0])
         wanted = [*images.values(), *(records[i] for i in range(len(biased)))]

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from multicam.call.inputs import Inputs, as_names, is_image
-from multicam.call.scorer import TargetLike, as_target, pinned
+from multicam.call.scorer import Scorer, TargetLike, as_target
 from multicam.call.targets.scores import ClassScore, TopClass
 from multicam.cam.base import CAM
 from multicam.cam.components import first_component
@@ -291,7 +291,7 @@ class FinerScore:
 
     def pin(self, output: Any) -> "FinerContrast":
         """The score with the classes chosen."""
-        main = pinned(self.main, output)
+        main = Scorer(self.main).pinned(output).target
         assert isinstance(main, ClassScore)
         scores = main(output)  # refuses classes and outputs that do not fit
         batch, classes = output.shape

@@ -20,7 +20,7 @@ from multicam.demo.edits import CLASSES, YCC, blurred, neighbours, smoothed
 from multicam.demo.photos import crop_of
 
 LAYERS = {"rgb": "rgb_branch", "frequency": "frequency_branch", "texture": "texture_branch"}
-WEIGHTS = Path(__file__).with_suffix(".safetensors")
+WEIGHTS = Path(__file__).with_name("demo.safetensors")
 
 
 def _block(inward: int, outward: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:

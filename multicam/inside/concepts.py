@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,7 +134,7 @@ def _factors(cells: Float[Tensor, "n c"], k: int, seed: int) -> tuple[Float[Tens
 
 
 def _scored(head: Callable[[Tensor], Tensor], vectors: Float[Tensor, "k c"]) -> Float[Tensor, "k classes"]:
-    with torch.no_grad(), undisturbed(head) if isinstance(head, nn.Module) else nullcontext():
+    with undisturbed(head, graph=False) if isinstance(head, nn.Module) else torch.no_grad():
         scores = head(vectors)
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(vectors):
         given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__

@@ -117,7 +117,7 @@ def activation_maximization(
     motion = Motion(_share("jitter", jitter), _share("scale", scale), _share("rotate", rotate))
     generator = Generator().manual_seed(seed)
     inner = unwrapped(model)
-    with torch.inference_mode(False), torch.enable_grad(), undisturbed(inner):
+    with undisturbed(inner, graph=True):
         objective = Objective.of(inner, inputs, onto, layer=layer, channel=channel, at=at, target=target, output=output)
         example = objective.example
         limits = Bounds.of(bounds, example)
@@ -205,7 +205,7 @@ def deep_dream(
         raise MulticamError(f"octave_scale is at least 1, not {octave_scale!r}")
     generator = Generator().manual_seed(seed)
     inner = unwrapped(model)
-    with torch.inference_mode(False), torch.enable_grad(), undisturbed(inner):
+    with undisturbed(inner, graph=True):
         objective = Objective.of(inner, inputs, onto, layer=layer, channel=channel)
         if len(objective.labels) > 1:
             raise MulticamError(f"deep_dream takes one channel, or None for all of them, not {channel!r}")

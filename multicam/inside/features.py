@@ -66,7 +66,7 @@ def _observed(model: nn.Module, inputs: Any, layers: Mapping[str, LayerLike]) ->
         return x
 
     taps = Taps(model, list(layers.values()))
-    with torch.inference_mode(False), torch.no_grad(), undisturbed(model), taps.observe(batch, keep):
+    with undisturbed(model, graph=False), taps.observe(batch, keep):
         call.run(model)
     return {name: found[i] for i, name in enumerate(layers)}
 
@@ -139,12 +139,12 @@ def kernels(layer: nn.Module) -> Kernels:
     layer = unwrapped(layer)
     if not isinstance(layer, _Convolution):
         raise MulticamError(f"kernels are those of a convolution, and {_instead_of(layer)}")
-    with torch.inference_mode(False), torch.no_grad():
-        with undisturbed(layer), Convolved() as seen:
-            try:
+    with undisturbed(layer, graph=False):
+        try:
+            with Convolved() as seen:
                 layer(_zeros(layer))
-            except (RuntimeError, TypeError, ValueError) as error:
-                raise MulticamError(_by_hand(layer, f"cannot be run alone ({error})")) from error
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise MulticamError(_by_hand(layer, f"cannot be run alone ({error})")) from error
         if len(seen.found) != 1:
             raise MulticamError(_by_hand(layer, f"computes {len(seen.found)} convolutions where one is expected"))
         weights, transposed, groups = seen.found[0]

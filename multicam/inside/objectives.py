@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
-from multicam.call.scorer import OutputLike, TargetLike, as_target, pinned, score, select_output
+from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output
 from multicam.call.targets.scores import ClassScore
 from multicam.errors import MulticamError
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
@@ -137,13 +137,14 @@ def _of_layer(
 
 def _of_target(model: nn.Module, one: Inputs, target: TargetLike, output: OutputLike) -> tuple[tuple[str, ...], Read]:
     """What a target reads, with everything decided that it takes from the example's output."""
-    asked = as_target(target)
-    several = getattr(asked, "index", None)
+    scorer = Scorer(target, output)
+    several = getattr(scorer.target, "index", None)
     n = len(several) if isinstance(several, tuple) else 1
-    chosen = pinned(asked, select_output(one.take([0] * n).own().run(model), output))
+    pinned = scorer.pinned(select_output(one.take([0] * n).own().run(model), output))
+    chosen = pinned.target
 
     def read(call: Inputs) -> Tensor:
-        return score(chosen, select_output(call.run(model), output), n)
+        return pinned.of(call.run(model), n)
 
     if isinstance(chosen, ClassScore):
         classes = chosen.index if isinstance(chosen.index, tuple) else (chosen.index,)

@@ -72,7 +72,7 @@ def captum_attribution(
     tensors = tuple(x.detach().clone().requires_grad_(x.is_floating_point() or x.is_complex()) for x in leaves.values())
     options = {key: _option(key, value, trace, names) for key, value in options.items()}
     building = {key: options.pop(key) for key in list(options) if key in takes}
-    with torch.inference_mode(False), torch.enable_grad(), undisturbed(trace.model), _connected(trace.model):
+    with undisturbed(trace.model, graph=True), _connected(trace.model):
         view = _Positional(trace, list(names.values()))
         _refuse_misfit(make, view, **building)
         attribution = make(view, **building)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from multicam.call.baselines import Baseline, baselines, references_of
 from multicam.call.inputs import Inputs
-from multicam.call.scorer import OutputLike, TargetLike, as_target, pinned, score, select_output, taken
+from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError, at_least_one, unknown
 from multicam.printing import progress
@@ -89,7 +89,7 @@ class Game(Scored):
     ) -> None:
         self._model = unwrapped(model)
         self._call = Inputs.of(inputs).bind(self._model).own()
-        self._target, self._output = as_target(target), output
+        self._scorer = Scorer(target, output)
         self.batch, self.batch_size = self._call.batch, at_least_one("batch_size", batch_size)
         given = (
             {self._call.name(name): value for name, value in baseline.items()} if isinstance(baseline, Mapping) else {}
@@ -123,11 +123,11 @@ class Game(Scored):
             self.references = {name: x[None].expand(1 if alone else self.batch, *x.shape) for name, x in known.items()}
         self._games: dict[tuple[int, ...], Mixing] = {}
         mixing = self._mixing(())
-        fixed = pinned(self._target, select_output(self._of_samples(mixing.output), output))
-        if fixed is not self._target:
-            self._target = taken(fixed, range(self.batch))
-        elif self.batch > 1 and not hasattr(fixed, "take"):
-            Trace(self._model, self._call, {}, fixed, output).refuse_target_without_samples()
+        fixed = self._scorer.pinned(select_output(self._of_samples(mixing.output), output))
+        if fixed is not self._scorer:
+            self._scorer = fixed.take(range(self.batch))
+        elif self.batch > 1 and not hasattr(fixed.target, "take"):
+            Trace(self._model, self._call, {}, fixed.target, output).refuse_target_without_samples()
         self.used = [i in self._gone or mixing.used[self._mixed.index(i)] for i in range(len(parts))]
 
     def __call__(self, coalitions: Bool[Tensor, "n k"], samples: Sequence[int] | None = None) -> Float[Tensor, "b n"]:
@@ -187,8 +187,7 @@ class Game(Scored):
         both = {name: torch.cat([call.leaves[name], x.flatten(0, 1)]) for name, x in self.references.items()}
 
         def read(output: Any, rows: Sequence[int]) -> Tensor:
-            target = taken(self._target, [owners[row] for row in rows])
-            return score(target, select_output(output, self._output), len(rows))
+            return self._scorer.read(output, [owners[row] for row in rows])
 
         whole = call.take(owners).replace(both)
         self._games[without] = Mixing(self._model, whole, [parts[i] for i in self._mixed], read)

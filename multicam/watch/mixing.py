@@ -20,7 +20,7 @@ from multicam.errors import MulticamError
 from multicam.watch.module_calls import Call, confirmed, every_call, rounding, skipping, tensors_of, within
 from multicam.watch.replay import Read
 from multicam.watch.taint import Taint, has_memory
-from multicam.watch.undisturbed import module_by_module, undisturbed
+from multicam.watch.undisturbed import undisturbed
 
 
 class Mixing:
@@ -72,7 +72,7 @@ class Mixing:
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
-        with torch.inference_mode(False), torch.no_grad(), undisturbed(self._model), module_by_module():
+        with undisturbed(self._model, graph=False):
             yield
 
     def _call(self, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Inputs:

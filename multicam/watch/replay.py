@@ -18,7 +18,7 @@ from multicam.watch.layers import Layer, Tap, Taps
 from multicam.watch.module_calls import Call, Rows, confirmed, every_call, rounding, skipping, tensors_of, where, within
 from multicam.watch.reshape import as_it_is
 from multicam.watch.taint import Taint, has_memory
-from multicam.watch.undisturbed import module_by_module, undisturbed
+from multicam.watch.undisturbed import undisturbed
 
 # From the output of a pass, and the sample that each of its rows stems from, to the scores of the rows.
 Read = Callable[[Any, Sequence[int]], Tensor]
@@ -96,7 +96,7 @@ class Replay:
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
-        with torch.inference_mode(False), torch.no_grad(), undisturbed(self._model), module_by_module():
+        with undisturbed(self._model, graph=False):
             yield
 
     def _count(self, values: What) -> int:

@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
@@ -64,6 +63,7 @@ def list_layers(model: nn.Module, inputs: Any) -> LayerTable:
         MulticamError: If the inputs do not fit the model.
 
     Example:
+        >>> import torch
         >>> list_layers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.rand(2, 3, 8, 8))
         layer  kind    returns       grid   sees
         0      Conv2d  (2, 4, 6, 6)  6 x 6  input
@@ -91,7 +91,7 @@ def _watch(model: nn.Module, call: Inputs, source: str | None) -> list[LayerInfo
         # A clone, for a model that writes into its input: it may not write into a leaf that wants a gradient.
         return leaf.requires_grad_().clone() if name == source else leaf
 
-    with torch.inference_mode(False), torch.enable_grad(), undisturbed(model), ExitStack() as hooks:
+    with undisturbed(model, graph=True), ExitStack() as hooks:
         grids = hooks.enter_context(taps.watch_grids())
 
         def called(path: str, module: nn.Module, output: Any) -> None:

@@ -13,14 +13,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointError
 
 from multicam.call.inputs import Inputs
-from multicam.call.scorer import OutputLike, TargetLike, as_target, pinned, score, select_output, taken
+from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output
 from multicam.call.targets.scores import Target
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
 from multicam.watch.replay import Replay
 from multicam.watch.reshape import Tokens, positions
-from multicam.watch.undisturbed import module_by_module, undisturbed, unwrapped
+from multicam.watch.undisturbed import undisturbed, unwrapped
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,6 @@ class Trace:
         self.model = unwrapped(model)
         self.inputs = Inputs.of(inputs).bind(self.model).own()  # the caller may write into them afterwards
         self.wrt = tuple(map(self._differentiable, wrt))
-        self._output_path = output
         self._layers = dict(layers)
         self._replays: dict[str | tuple[str, ...], Replay] = {}
         taps = Taps(self.model, list(layers.values()))
@@ -126,12 +125,12 @@ class Trace:
             records[i] = x.clone() if x.requires_grad else x.detach().clone().requires_grad_()
             return records[i].clone()
 
-        with torch.inference_mode(False), torch.enable_grad(), undisturbed(self.model), module_by_module():
+        with undisturbed(self.model, graph=True):
             with taps.observe(batch, record) as seen:
                 returned = self.inputs.own().map(with_gradient).run(self.model)
             output_tensor = select_output(returned, output)
-            self.target: Target = pinned(as_target(target), output_tensor)
-            self._scores = score(self.target, output_tensor, batch)
+            self.scorer = Scorer(target, output).pinned(output_tensor)
+            self._scores = self.scorer.of_picked(output_tensor, batch)
         self._records = {name: records[i] for i, name in enumerate(layers)}
         self._taps = dict(zip(layers, seen, strict=True))
         self.output = _detached(output_tensor)
@@ -139,6 +138,11 @@ class Trace:
         self.shared = {name for name, tap in self._taps.items() if tap.calls > 1}
         self.paths = {name: tap.label for name, tap in self._taps.items()}
         self._acts = {name: self._gridded(name, record) for name, record in self._records.items()}
+
+    @property
+    def target(self) -> Target:
+        """What was explained, with everything decided that the target chose from the output."""
+        return self.scorer.target
 
     @property
     def sites(self) -> dict[str, "Site"]:
@@ -162,8 +166,8 @@ class Trace:
         """
         if samples is not None:
             self.refuse_target_without_samples()
-        target = self.target if samples is None else taken(self.target, samples)
-        return Trace(self.model, inputs, self._layers, target, self._output_path, self.wrt if wrt is None else wrt)
+        scorer = self.scorer if samples is None else self.scorer.take(samples)
+        return Trace(self.model, inputs, self._layers, scorer.target, scorer.output, self.wrt if wrt is None else wrt)
 
     def rescore(self, values: Mapping[str, Tensor], sample: int = 0) -> Float[Tensor, " n"]:
         """The scores of `n` what-ifs of one sample, in which the named inputs are exchanged and all others stay.
@@ -192,19 +196,15 @@ class Trace:
             samples: Which sample of this trace each row stems from.
         """
         self.refuse_target_without_samples()
-        return score(taken(self.target, samples), select_output(returned, self._output_path), len(samples))
+        return self.scorer.read(returned, samples)
 
     def _replay(self, source: str | tuple[str, ...]) -> Replay:
         """The replay of a change of the layer of one site, or of the inputs of these names."""
         if source not in self._replays:
             self.refuse_target_without_samples()
-            target, path = self.target, self._output_path  # a reference to the trace would be a cycle
-
-            def read(output: Any, samples: Sequence[int]) -> Tensor:
-                return score(taken(target, samples), select_output(output, path), len(samples))
-
             changes = self._taps[source].layer if isinstance(source, str) else source
-            self._replays[source] = Replay(self.model, self.inputs, changes, read, self.scores)
+            # The scorer's own method: a reference to the trace would be a cycle.
+            self._replays[source] = Replay(self.model, self.inputs, changes, self.scorer.read, self.scores)
         return self._replays[source]
 
     def refuse_target_without_samples(self) -> None:
@@ -212,7 +212,7 @@ class Trace:
         if self.inputs.batch == 1 or hasattr(self.target, "take"):
             return
         try:
-            turned = score(self.target, _turned(self.output, self.inputs.batch), self.inputs.batch)
+            turned = self.scorer.of_picked(_turned(self.output, self.inputs.batch), self.inputs.batch)
         except (RuntimeError, ValueError, TypeError, LookupError):  # it knows its samples by something else
             return
         if not torch.allclose(turned.flip(0), self.scores, 1e-3, 1e-3 * float(self.scores.abs().max()), equal_nan=True):
@@ -229,7 +229,7 @@ class Trace:
             kept.append(x.detach().clone())
             return x
 
-        with torch.no_grad(), undisturbed(self.model):
+        with undisturbed(self.model, graph=False):
             taps = Taps(self.model, [self._taps[name].layer])
             with taps.observe(self.inputs.batch, keep):
                 self.inputs.replace({input: _changed(self.inputs.leaves[input])}).own().run(self.model)
@@ -272,14 +272,14 @@ class Trace:
         if not self._scores.requires_grad:
             return (None,) * len(wanted)
         # Undisturbed, because checkpointed parts of a model run once more during the backward pass.
-        with torch.inference_mode(False), undisturbed(self.model):
+        with undisturbed(self.model, graph=True):
             try:
                 found = torch.autograd.grad(self._scores.sum(), wanted, allow_unused=True)
             except (CheckpointError, RuntimeError) as error:
                 if "inplace operation" in str(error):
                     # The model overwrites what its gradient needs. Keeping that costs time, so it is done for those models only.
                     with allow_mutation_on_saved_tensors():
-                        again = Trace(self.model, self.inputs, self._layers, self.target, self._output_path, self.wrt)
+                        again = Trace(self.model, self.inputs, self._layers, self.target, self.scorer.output, self.wrt)
                         return again._backward
                 if "checkpoint" not in str(error).lower():
                     raise
@@ -296,7 +296,7 @@ class Trace:
         with sdpa_kernel(SDPBackend.MATH):
             again = self.again(self.inputs)
         record = again._records[name]
-        with torch.inference_mode(False), torch.enable_grad(), undisturbed(self.model):
+        with undisturbed(self.model, graph=True):
             if not again._scores.requires_grad:
                 self._explain_missing(name)
             (gradient,) = torch.autograd.grad(again._scores.sum(), record, create_graph=True, allow_unused=True)
@@ -322,9 +322,9 @@ class Trace:
     def _refuse_detached(self, name: str) -> None:
         """Refuse a gradient of zero for an input on which the scores depend in another way."""
         values = {name: _changed(self.inputs.leaves[name])}
-        with torch.no_grad(), undisturbed(self.model):
+        with undisturbed(self.model, graph=False):
             returned = self.inputs.replace(values).own().run(self.model)
-            changed = score(self.target, select_output(returned, self._output_path), self.inputs.batch)
+            changed = self.scorer.of(returned, self.inputs.batch)
         if not torch.equal(changed, self.scores):
             raise MulticamError(
                 f"the target depends on input {name!r}, but not by a gradient: something behind it is detached (.detach(), "
@@ -347,10 +347,10 @@ class Trace:
                 "take a layer outside of it, or a method that needs no gradients such as EigenCAM"
             )
         again = Taps(self.model, [tap.layer])
-        with torch.no_grad(), undisturbed(self.model):
+        with undisturbed(self.model, graph=False):
             with again.observe(self.inputs.batch, lambda i, t, x: x.std() + 1 - x):
                 returned = self.inputs.own().run(self.model)
-            changed = score(self.target, select_output(returned, self._output_path), self.inputs.batch)
+            changed = self.scorer.of(returned, self.inputs.batch)
         if torch.equal(changed, self.scores):
             raise MulticamError(
                 f"the target does not depend on layer {tap.label!r}: changing its output leaves every score as it is; "

@@ -1,11 +1,13 @@
 """One quiet pass: the model found, run, and left as it was."""
 
+import random
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
@@ -44,8 +46,17 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients for parameters, no compiled code; all as before afterwards, buffers and RNG too.
+def undisturbed(model: nn.Module, graph: bool | None) -> Iterator[None]:
+    """The quiet pass: whatever runs a model runs it in here, and afterwards everything is as it was.
+
+    The model is in evaluation mode, its parameters get no gradients, nothing is compiled, every module is called (no fast
+    path), and no other thread runs a model in here meanwhile. Restored are training flags, `requires_grad`, buffers, and the random
+    state of torch, NumPy and Python, also where the block raises.
+
+    Args:
+        model: Any module.
+        graph: Whether the pass records a graph for gradients, whatever the caller's modes are, inference mode included. None: a
+            pass of the caller's own (a proxy), whose modes and fast paths are kept.
 
     Raises:
         MulticamError: If the model has parameters without values, or made under `torch.inference_mode()`.
@@ -58,10 +69,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             _refuse_parameter(model, parameter)
     devices = {p.device.index for p in parameters if p.device.type == "cuda"}
     with ExitStack() as stack:
-        stack.enter_context(LOCK)
+        stack.enter_context(alone())
+        if graph is not None:
+            stack.enter_context(module_by_module())
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.set_grad_enabled(graph))
         stack.enter_context(torch.random.fork_rng(sorted(devices)))
-        if "torch._dynamo" in sys.modules:  # importing it takes seconds, and nothing is compiled before
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002 (what models and tools still draw from)
         stack.callback(_set_training, [(module, module.training) for module in modules])
         _set_training((module, False) for module in modules)
         for module in modules:
@@ -72,6 +87,15 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             if parameter.requires_grad:
                 stack.callback(parameter.requires_grad_, True)
                 parameter.requires_grad_(False)
+        yield
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """With no other thread in such a block, and with compiled code run eagerly."""
+    with LOCK, ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # importing it takes seconds, and nothing is compiled before
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
 

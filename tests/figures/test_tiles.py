@@ -362,7 +362,7 @@ def test_nothing_global_changes(inputs, maps, tmp_path: Path) -> None:
 def test_unknown_choices_are_named_and_pyplot_is_never_imported() -> None:
     # In a process of its own: here the type checks would object first, and other libraries have imported pyplot.
     code = """
-import sys, torch, multicam.figures as f, multicam.render as r
+import sys, torch, multicam.figures as f, multicam.figures.colours as r
 assert "matplotlib" not in sys.modules
 x = torch.rand(1, 4, 4)
 f.figure([[f.Tile(x, x[0])]]).rgb

@@ -195,7 +195,7 @@ def test_a_layer_that_is_zero_has_no_concepts() -> None:
 def test_a_missing_scikit_learn_is_named() -> None:
     code = """
 import sys; sys.modules["sklearn.decomposition"] = None
-import torch, multicam.concepts as c
+import torch, multicam.inside.concepts as c
 try:
     c.factorize(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU()), torch.rand(1, 3, 4, 4), "1", 2)
 except c.MulticamError as error:

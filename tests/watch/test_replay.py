@@ -11,7 +11,6 @@ import torchvision
 from torch import Tensor, nn
 
 from multicam import Inputs, Layer, MulticamError, Trace, stacked, tokens
-from multicam.call.scorer import score, select_output, taken
 from multicam.watch.layers import Taps
 from multicam.watch.reshape import positions
 from multicam.watch.undisturbed import module_by_module
@@ -36,7 +35,7 @@ def full_scores(trace: Trace, call: Inputs, sample: int, name: str | None = None
     layers = [] if name is None else [trace._taps[name].layer]
     with torch.no_grad(), module_by_module(), Taps(trace.model, layers).observe(n, write):
         output = call.own().run(trace.model)
-    return score(taken(trace.target, [sample] * n), select_output(output, trace._output_path), n)
+    return trace.scorer.read(output, [sample] * n)
 
 
 def what_ifs(acts: Tensor, n: int = 3) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from multicam import MulticamError
-from multicam.call.scorer import as_target, pinned, score, select_output, taken
+from multicam.call.scorer import Scorer, select_output
 from multicam.call.targets import Binary, Contrast, Probability, Regression, Similarity, TopClass
 from multicam.call.targets.detections import BoxScore, TopBox
 from multicam.call.targets.scores import QueryScore, SegmentationScore
@@ -33,7 +33,7 @@ LOGITS = torch.tensor([[1.0, 4.0, 2.0], [3.0, 0.5, 2.5]])
     ],
 )
 def test_targets_by_value(target: Any, expected: list[float]) -> None:
-    assert score(as_target(target), LOGITS, 2).tolist() == pytest.approx(expected)
+    assert Scorer(target).of_picked(LOGITS, 2).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("output", [torch.tensor([1.0, -2.0]), torch.tensor([[1.0], [-2.0]])], ids=["(b,)", "(b 1)"])
@@ -53,11 +53,11 @@ def test_similarity_is_the_cosine() -> None:
 
 def test_scores_keep_their_gradient_and_are_at_least_float32() -> None:
     half = LOGITS.half().requires_grad_()
-    scores = score(as_target(1), half, 2)
+    scores = Scorer(1).of_picked(half, 2)
     assert scores.dtype == torch.float32
     scores.sum().backward()
     assert half.grad.tolist() == [[0, 1, 0], [0, 1, 0]]
-    assert score(as_target(1), LOGITS.double(), 2).dtype == torch.float64
+    assert Scorer(1).of_picked(LOGITS.double(), 2).dtype == torch.float64
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_scores_keep_their_gradient_and_are_at_least_float32() -> None:
 )
 def test_wrong_targets_say_what_would_fit(target: Any, output: torch.Tensor, message: str) -> None:
     with pytest.raises(MulticamError, match=message):
-        score(as_target(target), output, 2)
+        Scorer(target).of_picked(output, 2)
 
 
 def test_contrast_needs_something_to_contrast_with() -> None:
@@ -122,9 +122,12 @@ def test_outputs_that_cannot_be_selected_list_the_choices(output: Any, path: Any
 def test_without_a_path_the_target_sees_the_whole_output() -> None:
     output = {"heads": [LOGITS, -LOGITS]}
     assert select_output(output, None) is output
-    assert score(lambda out: (out["heads"][0] + 2 * out["heads"][1])[:, 0], output, 2).tolist() == [-1.0, -3.0]
+    assert Scorer(lambda out: (out["heads"][0] + 2 * out["heads"][1])[:, 0]).of_picked(output, 2).tolist() == [
+        -1.0,
+        -3.0,
+    ]
     with pytest.raises(TypeError) as raised:
-        score(lambda out: out[:, 0], output, 2)
+        Scorer(lambda out: out[:, 0]).of_picked(output, 2)
     assert raised.value.__notes__ == [
         "the model returns a dict, so say what to explain with output=…, one of: 'heads.0' (2, 3), 'heads.1' (2, 3)"
     ]
@@ -151,22 +154,24 @@ CORNER = torch.tensor([[False, True], [False, True]])
     ],
 )
 def test_segmentation_scores_by_value(target: Any, expected: list[float]) -> None:
-    assert score(target, DENSE, 2).tolist() == expected
-    assert score(pinned(target, DENSE), DENSE, 2).tolist() == expected
-    turned = taken(pinned(target, DENSE), [1, 0, 1])
-    assert score(turned, DENSE[[1, 0, 1]], 3).tolist() == [expected[1], expected[0], expected[1]]
-    assert pinned(turned, DENSE[[1, 0, 1]])(DENSE[[1, 0, 1]]).tolist() == turned(DENSE[[1, 0, 1]]).tolist()
+    assert Scorer(target).of_picked(DENSE, 2).tolist() == expected
+    assert Scorer(target).pinned(DENSE).of_picked(DENSE, 2).tolist() == expected
+    turned = Scorer(target).pinned(DENSE).take([1, 0, 1]).target
+    assert Scorer(turned).of_picked(DENSE[[1, 0, 1]], 3).tolist() == [expected[1], expected[0], expected[1]]
+    assert (
+        Scorer(turned).pinned(DENSE[[1, 0, 1]]).target(DENSE[[1, 0, 1]]).tolist() == turned(DENSE[[1, 0, 1]]).tolist()
+    )
 
 
 def test_a_pinned_segmentation_keeps_its_region() -> None:
-    fixed = pinned(SegmentationScore(1), DENSE)
+    fixed = Scorer(SegmentationScore(1)).pinned(DENSE).target
     assert fixed.mask.tolist() == [[[True, True], [True, False]], [[False, True], [True, True]]]
     assert fixed(-DENSE).tolist() == [-3.0, -4.0]
 
 
 def test_a_segmentation_of_one_class_or_of_a_volume() -> None:
     assert SegmentationScore(0)(torch.tensor([[[[-1.0, 2.0], [4.0, -3.0]]]])).tolist() == [3.0]
-    assert score(SegmentationScore(0), torch.ones(1, 1, 300, 300).half(), 1).tolist() == [1.0]
+    assert Scorer(SegmentationScore(0)).of_picked(torch.ones(1, 1, 300, 300).half(), 1).tolist() == [1.0]
     volume = torch.arange(16.0).view(1, 2, 2, 2, 2)
     assert SegmentationScore(0, torch.ones(2, 2, 2))(volume).tolist() == [3.5]
 
@@ -176,9 +181,9 @@ def test_queries_by_value() -> None:
     assert QueryScore(1)(output).tolist() == [4.0, 6.0]
     assert QueryScore([0, 1], query=[1, 0])(output).tolist() == [3.0, 1.0]
     assert QueryScore(0, query=-1)(output).tolist() == [3.0, 2.0]
-    fixed = pinned(QueryScore(1), output)
+    fixed = Scorer(QueryScore(1)).pinned(output).target
     assert fixed == QueryScore(1, [0, 1])
-    assert taken(fixed, [1, 1, 0])(-output[[1, 1, 0]]).tolist() == [-6.0, -6.0, -4.0]
+    assert Scorer(fixed).take([1, 1, 0]).target(-output[[1, 1, 0]]).tolist() == [-6.0, -6.0, -4.0]
 
 
 # Detection.
@@ -216,21 +221,25 @@ DETECTIONS = [
     ],
 )
 def test_box_scores_by_value(target: Any, expected: list[float]) -> None:
-    assert score(target, DETECTIONS, 2).tolist() == pytest.approx(expected)
+    assert Scorer(target).of_picked(DETECTIONS, 2).tolist() == pytest.approx(expected)
 
 
 def test_pinned_boxes_may_vanish_and_others_are_refused() -> None:
-    fixed = pinned(BoxScore(torch.tensor([BOX]), [1]), DETECTIONS)
+    fixed = Scorer(BoxScore(torch.tensor([BOX]), [1])).pinned(DETECTIONS).target
     nothing = [found(), found((BOX, 2, 0.9))]
-    assert pinned(fixed, nothing)(nothing).tolist() == [0.0, 0.0]
+    assert Scorer(fixed).pinned(nothing).target(nothing).tolist() == [0.0, 0.0]
     with pytest.raises(MulticamError, match=r"in sample 0 the model finds none.*labels found: \[\]"):
-        pinned(BoxScore(torch.tensor([BOX]), [1]), nothing)
-    top = pinned(TopBox(), DETECTIONS)
-    assert taken(top, [1, 0, 0])([DETECTIONS[i] for i in (1, 0, 0)]).tolist() == pytest.approx([0.3, 0.9, 0.9])
-    shared = pinned(BoxScore(torch.tensor([BOX]), [1]), DETECTIONS)
-    assert taken(shared, [1, 1, 0])([DETECTIONS[i] for i in (1, 1, 0)]).tolist() == pytest.approx([0.3, 0.3, 0.5])
+        Scorer(BoxScore(torch.tensor([BOX]), [1])).pinned(nothing)
+    top = Scorer(TopBox()).pinned(DETECTIONS).target
+    assert Scorer(top).take([1, 0, 0]).target([DETECTIONS[i] for i in (1, 0, 0)]).tolist() == pytest.approx(
+        [0.3, 0.9, 0.9]
+    )
+    shared = Scorer(BoxScore(torch.tensor([BOX]), [1])).pinned(DETECTIONS).target
+    assert Scorer(shared).take([1, 1, 0]).target([DETECTIONS[i] for i in (1, 1, 0)]).tolist() == pytest.approx(
+        [0.3, 0.3, 0.5]
+    )
     with pytest.raises(MulticamError, match="in sample 0 the model does not find anything"):
-        pinned(TopBox(), nothing)
+        Scorer(TopBox()).pinned(nothing)
 
 
 def test_box_scores_carry_the_gradient_of_the_scores() -> None:
