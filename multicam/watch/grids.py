@@ -1,9 +1,11 @@
 """Grids that are proved: which reshape a model's own modules show a layer's output to have."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -59,6 +61,97 @@ class Evidence:
     batch: int
     sequence_first: bool | None
     scopes: tuple[Scope, ...]
+
+
+class Grids:
+    """What the modules of a model prove about the grids of its layers' outputs, in any number of passes.
+
+    Args:
+        paths: The modules by path.
+    """
+
+    def __init__(self, paths: Mapping[str, nn.Module]) -> None:
+        self._paths = paths
+
+    @contextmanager
+    def watch(self) -> Iterator[list[tuple[str, Grid]]]:
+        """The grid that each convolution and pooling returns during the block, by its path."""
+        grids: list[tuple[str, Grid]] = []
+
+        def returned(path: str) -> Callable[[nn.Module, Any, Any], None]:
+            def note(module: nn.Module, _: Any, output: Any) -> None:
+                if isinstance(output, Tensor):
+                    grids.append((path, tuple(output.shape[2:])))
+
+            return note
+
+        with ExitStack() as hooks:
+            for path, module in self._paths.items():
+                if isinstance(module, GRID_MODULES):
+                    hooks.enter_context(module.register_forward_hook(returned(path)))
+            yield grids
+
+    def reshape(
+        self,
+        x: Float[Tensor, "..."],
+        label: str,
+        path: str,
+        module: nn.Module,
+        batch: int,
+        seen: Sequence[tuple[str, Grid]],
+    ) -> Reshape:
+        """The reshape that is proved for a layer's output.
+
+        Args:
+            x: The output.
+            label: The layer as a reader writes it.
+            path: Its module's path.
+            module: Its module.
+            batch: How many samples the model was given.
+            seen: The grids that were returned before it, see `watch`.
+
+        Raises:
+            MulticamError: If nothing is proved; the message says what to pass.
+        """
+        parts = path.split(".") if path else []
+        around = [".".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
+        said = [m.batch_first for m in module.modules() if isinstance(m, nn.MultiheadAttention | nn.RNNBase)]
+        sequence_first = not said[0] if said else None
+        scopes = tuple(self._scope(each, seen) for each in around)
+        return find_reshape(x, Evidence(label, batch, sequence_first, scopes))
+
+    def _scope(self, scope: str, seen: Sequence[tuple[str, Grid]]) -> Scope:
+        def inside(facts: Iterable[tuple[str, T]]) -> frozenset[T]:
+            return frozenset(fact for path, fact in facts if not scope or path == scope or path.startswith(scope + "."))
+
+        extras = [rows for path, rows in self._facts["token"] if inside([(path, rows)])]
+        return Scope(
+            inside(self._facts["channel"]),
+            inside(self._facts["feature"]),
+            inside(seen),
+            frozenset({0, sum(extras), *extras}),
+            inside(self._facts["query"]),
+        )
+
+    @cached_property
+    def _facts(self) -> dict[str, list[tuple[str, int]]]:
+        """The widths, class tokens and learned queries of all modules, each with the module's path."""
+        facts: dict[str, list[tuple[str, int]]] = {"channel": [], "feature": [], "token": [], "query": []}
+        for path, module in self._paths.items():
+            for kind, names in WIDTHS.items():
+                facts[kind] += [(path, w) for name in names if isinstance(w := getattr(module, name, None), int)]
+            if isinstance(module, nn.LayerNorm):
+                facts["feature"].append((path, module.normalized_shape[-1]))
+            parameters = {name: p for name, p in module.named_parameters(recurse=False) if p.ndim}
+            if isinstance(module, nn.Embedding):  # called by what it embeds
+                parameters = {path.rpartition(".")[2]: p for p in parameters.values()}
+            for name, parameter in parameters.items():
+                rows = parameter.numel() // parameter.shape[-1] if parameter.numel() else 0
+                if name.startswith(TOKEN_PARAMETERS):
+                    facts["token"].append((path, rows))
+                if any(word in name for word in QUERY_PARAMETERS):
+                    facts["query"].append((path, rows))
+        return facts
 
 
 def find_reshape(x: Float[Tensor, "..."], evidence: Evidence) -> Reshape:

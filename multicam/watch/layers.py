@@ -1,9 +1,9 @@
 """Addresses of activations, and the hooks that watch them during one forward pass."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,17 +13,8 @@ from torch import Tensor, nn
 from multicam.call.inputs import wide
 from multicam.call.tree import leaves, rebuild, resolve
 from multicam.errors import MulticamError, unknown
-from multicam.watch.grids import (
-    GRID_MODULES,
-    QUERY_PARAMETERS,
-    TOKEN_PARAMETERS,
-    WIDTHS,
-    Evidence,
-    Scope,
-    T,
-    find_reshape,
-)
-from multicam.watch.reshape import Grid, Reshape
+from multicam.watch.grids import Grids
+from multicam.watch.reshape import Reshape
 from multicam.watch.undisturbed import module_by_module, module_paths, unwrapped
 
 
@@ -148,6 +139,7 @@ class Taps:
         self.paths = module_paths(model)
         self.layers = [Layer.of(layer) for layer in layers]
         self._names = [self._path(layer) for layer in self.layers]
+        self._grids = Grids(self.paths)
 
     @contextmanager
     def observe(self, batch: int, receive: Callable[[int, Tap, Tensor], Tensor]) -> Iterator[list[Tap]]:
@@ -176,11 +168,11 @@ class Taps:
             if path != picked:
                 return x
             tap.shape, tap.under_no_grad = x.shape, not torch.is_grad_enabled()
-            tap.reshape = tap.layer.reshape or find_reshape(x, self.evidence(tap, batch, grids))
+            tap.reshape = tap.layer.reshape or self._grids.reshape(x, tap.label, tap.path, tap.module, batch, seen)
             return receive(i, tap, x)
 
         with ExitStack() as hooks:
-            grids = hooks.enter_context(self.watch_grids())
+            seen = hooks.enter_context(self._grids.watch())
             if taps:
                 hooks.enter_context(module_by_module())
             for module in {id(tap.module): tap.module for tap in taps}.values():
@@ -188,24 +180,6 @@ class Taps:
             yield taps
         for tap in taps:
             self._check_calls(tap)
-
-    @contextmanager
-    def watch_grids(self) -> Iterator[list[tuple[str, Grid]]]:
-        """The grid that each convolution and pooling returns during the block, by its path."""
-        grids: list[tuple[str, Grid]] = []
-
-        def returned(path: str) -> Callable[[nn.Module, Any, Any], None]:
-            def note(module: nn.Module, _: Any, output: Any) -> None:
-                if isinstance(output, Tensor):
-                    grids.append((path, tuple(output.shape[2:])))
-
-            return note
-
-        with ExitStack() as hooks:
-            for path, module in self.paths.items():
-                if isinstance(module, GRID_MODULES):
-                    hooks.enter_context(module.register_forward_hook(returned(path)))
-            yield grids
 
     def _path(self, layer: Layer) -> str:
         if isinstance(layer.path, nn.Module):
@@ -221,47 +195,6 @@ class Taps:
     @property
     def _kind(self) -> str:
         return type(self.model).__name__
-
-    def evidence(self, tap: Tap, batch: int, grids: Sequence[tuple[str, Grid]]) -> Evidence:
-        """What is known about a layer's output, given the grids that were returned before it."""
-        parts = tap.path.split(".") if tap.path else []
-        around = [".".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
-        said = [m.batch_first for m in tap.module.modules() if isinstance(m, nn.MultiheadAttention | nn.RNNBase)]
-        sequence_first = not said[0] if said else None
-        return Evidence(tap.label, batch, sequence_first, tuple(self._scope(path, grids) for path in around))
-
-    def _scope(self, scope: str, grids: Sequence[tuple[str, Grid]]) -> Scope:
-        def inside(facts: Iterable[tuple[str, T]]) -> frozenset[T]:
-            return frozenset(fact for path, fact in facts if not scope or path == scope or path.startswith(scope + "."))
-
-        extras = [rows for path, rows in self._facts["token"] if inside([(path, rows)])]
-        return Scope(
-            inside(self._facts["channel"]),
-            inside(self._facts["feature"]),
-            inside(grids),
-            frozenset({0, sum(extras), *extras}),
-            inside(self._facts["query"]),
-        )
-
-    @cached_property
-    def _facts(self) -> dict[str, list[tuple[str, int]]]:
-        """The widths, class tokens and learned queries of all modules, each with the module's path."""
-        facts: dict[str, list[tuple[str, int]]] = {"channel": [], "feature": [], "token": [], "query": []}
-        for path, module in self.paths.items():
-            for kind, names in WIDTHS.items():
-                facts[kind] += [(path, w) for name in names if isinstance(w := getattr(module, name, None), int)]
-            if isinstance(module, nn.LayerNorm):
-                facts["feature"].append((path, module.normalized_shape[-1]))
-            own = {name: p for name, p in module.named_parameters(recurse=False) if p.ndim}
-            if isinstance(module, nn.Embedding):  # called by what it embeds
-                own = {path.rpartition(".")[2]: p for p in own.values()}
-            for name, parameter in own.items():
-                rows = parameter.numel() // parameter.shape[-1] if parameter.numel() else 0
-                if name.startswith(TOKEN_PARAMETERS):
-                    facts["token"].append((path, rows))
-                if any(word in name for word in QUERY_PARAMETERS):
-                    facts["query"].append((path, rows))
-        return facts
 
     def _check_calls(self, tap: Tap) -> None:
         if tap.calls == 0:

@@ -11,10 +11,10 @@ from multicam.call.inputs import Inputs
 from multicam.call.tree import leaves
 from multicam.errors import MulticamError
 from multicam.printing import aligned
-from multicam.watch.grids import find_reshape
-from multicam.watch.layers import Layer, Tap, Taps
+from multicam.watch.grids import Grids
+from multicam.watch.layers import Layer, Tap
 from multicam.watch.reshape import Grid
-from multicam.watch.undisturbed import undisturbed, unwrapped
+from multicam.watch.undisturbed import module_paths, undisturbed, unwrapped
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def list_layers(model: nn.Module, inputs: Any) -> LayerTable:
 
 def _watch(model: nn.Module, call: Inputs, source: str | None) -> list[LayerInfo]:
     """Every module call of one forward pass; `sees` is `source` where its gradient arrives."""
-    taps = Taps(model, [])
+    grids = Grids(module_paths(model))
     batch = call.batch
     counts: Counter[str] = Counter()
     found: list[tuple[Tap, LayerInfo]] = []
@@ -92,7 +92,7 @@ def _watch(model: nn.Module, call: Inputs, source: str | None) -> list[LayerInfo
         return leaf.requires_grad_().clone() if name == source else leaf
 
     with undisturbed(model, graph=True), ExitStack() as hooks:
-        grids = hooks.enter_context(taps.watch_grids())
+        seen = hooks.enter_context(grids.watch())
 
         def called(path: str, module: nn.Module, output: Any) -> None:
             tap = Tap(Layer(path, call=counts[path]), path, module)
@@ -101,7 +101,7 @@ def _watch(model: nn.Module, call: Inputs, source: str | None) -> list[LayerInfo
             grid, note = None, ""
             try:
                 picked = tensors[tap.pick(output)].detach()
-                reshape = find_reshape(picked, taps.evidence(tap, batch, grids))
+                reshape = grids.reshape(picked, tap.label, path, module, batch, seen)
                 grid = tuple(reshape(picked).shape[2:])
             except MulticamError as error:
                 note = str(error)
