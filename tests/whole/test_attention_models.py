@@ -30,6 +30,7 @@ EVERY = pytest.mark.parametrize("name", ATTENDING)
 
 
 SOFTMAXES = (F.softmax, torch.softmax, Tensor.softmax)
+ROUNDING = 8 * torch.finfo(torch.float32).eps  # of a sum of products and of a softmax
 PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.einsum)
 
 
@@ -173,10 +174,12 @@ def test_a_pass_runs_the_calls_that_the_architecture_says_and_returns_what_it_re
 @EVERY
 def test_probabilities_are_the_models_own(name: str) -> None:
     case, seen = ATTENDING[name](), observed(name)
-    for call, same, softmax in zip(seen.fused, seen.eager, seen.softmaxes, strict=True):
+    triples = zip(seen.fused, seen.eager, seen.softmaxes, strict=True)
+    for before, (call, same, softmax) in enumerate(triples):
         expected = case.lay(softmax)
         assert call.shape == same.shape == expected.shape
-        assert (call.probs - expected).abs().max() <= 1e-6
+        # The kernels of the attentions before it round otherwise, and what they return comes here through layers in between.
+        assert (call.probs - expected).abs().max() <= ROUNDING * (before + 1)
         assert torch.equal(same.probs, expected)
 
 
@@ -250,7 +253,8 @@ def test_weights_times_values_are_what_the_model_computed(name: str) -> None:
             assert torch.allclose(call.probs @ shared(call.values, call.heads), own, rtol=1e-5, atol=1e-6)
 
 
-# What transformers lists: Swin only the last block of each stage, BLIP and LXMERT nothing of cross-attention or of one tower.
+# The fewest that transformers list, and newer releases list more: Swin only the last block of each stage, BLIP and LXMERT
+# nothing of cross-attention or of one tower, LLaVA the photo's own attentions since 5.24.
 LISTED = {
     "hf_vit": 2, "hf_dinov2_registers": 2, "hf_beit": 2, "hf_swin": 2, "hf_segformer": 4, "hf_perceiver": 3,
     "hf_clip": 4, "hf_siglip": 4, "hf_vilt": 2, "hf_blip": 2, "hf_blip2_qformer": 2, "hf_flava": 4,
@@ -266,8 +270,10 @@ def test_probabilities_are_those_that_transformers_returns(name: str) -> None:
     with unfused(case.model):
         eager, output = recorded(asked)
     listed = [x for path, x in leaves(output).items() if "attentions" in path and isinstance(x, Tensor)]
-    assert len(listed) == LISTED[name]
-    assert all(any(torch.equal(call.probs, x) for call in eager if call.shape == x.shape) for x in listed)
+    assert len(listed) >= LISTED[name]
+    found = [[call.name for call in eager if call.shape == x.shape and torch.equal(call.probs, x)] for x in listed]
+    assert all(found)
+    assert len({tuple(names) for names in found}) == len(listed)  # no two are the same call
 
 
 def test_the_module_that_lxmert_shares_between_its_streams_is_called_twice_in_a_layer() -> None:
