@@ -88,18 +88,21 @@ def test_short_names_and_the_only_image_of_a_dict_model() -> None:
         HiResCAM(Batched(), Layer("conv", onto="imgae"))(batch, signed=True)
 
 
-@pytest.mark.parametrize(
-    ("shape", "stride", "laid"),
-    [
-        ((2, 3, 20), 2, (2, 20)),
-        ((2, 3, 8, 12), 2, (2, 8, 12)),
-        ((2, 3, 4, 8, 12), 2, (2, 4, 8, 12)),
-    ],
-)
-def test_signals_images_and_volumes(shape: tuple[int, ...], stride: int, laid: tuple[int, ...]) -> None:
-    conv = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[len(shape)](3, 4, 3, stride, 1)
+def laid(grid_map: Tensor, *size: int) -> Tensor:
+    """A map on its grid, resized to an input."""
+    mode = ("linear", "bilinear", "trilinear")[len(size) - 1]
+    return F.interpolate(grid_map[:, None], size, mode=mode, align_corners=False)[:, 0]
+
+
+@pytest.mark.parametrize("size", [(20,), (8, 12), (4, 8, 12)])
+def test_signals_images_and_volumes(size: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(size) - 1](3, 4, 3, 2, 1)
     model = nn.Sequential(conv, nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 2))
-    assert HiResCAM(model, "0")(torch.rand(shape), 0, signed=True).shape == laid
+    x = torch.rand(2, 3, *size)
+    # Behind a mean over cells each cell's evidence is its channels times the weights of the class.
+    expected = torch.einsum("c, b c ... -> b ...", model[4].weight[0], conv(x)).detach()
+    torch.testing.assert_close(HiResCAM(model, "0")(x, 0, signed=True), laid(expected, *size))
 
 
 def test_clips_with_frames_first_get_their_map_on_the_frames() -> None:
@@ -111,15 +114,18 @@ def test_clips_with_frames_first_get_their_map_on_the_frames() -> None:
         def forward(self, pixel_values: Tensor) -> Tensor:
             return self.conv(pixel_values.transpose(1, 2)).mean((2, 3, 4))
 
-    clip = torch.rand(1, 8, 3, 12, 14)
-    assert HiResCAM(Video(), "conv")(clip, 0, signed=True).shape == (1, 8, 12, 14)
+    model, clip = seeded(Video), torch.rand(1, 8, 3, 12, 14)
+    expected = model.conv(clip.transpose(1, 2))[:, 0].detach()
+    torch.testing.assert_close(HiResCAM(model, "conv")(clip, 0, signed=True), laid(expected, 8, 12, 14))
 
 
 def test_axes_are_told_by_what_the_layer_made_of_them() -> None:
-    signal = nn.Sequential(nn.Conv1d(16, 8, 4, 4), nn.AdaptiveAvgPool1d(1), nn.Flatten())
-    assert HiResCAM(signal, "0")(torch.rand(2, 16, 64), 1, signed=True).shape == (2, 64)
+    signal, x = nn.Sequential(nn.Conv1d(16, 8, 4, 4), nn.AdaptiveAvgPool1d(1), nn.Flatten()), torch.rand(2, 16, 64)
+    found = HiResCAM(signal, "0")(x, 1, signed=True)
+    torch.testing.assert_close(found, laid(signal[0](x)[:, 1].detach(), 64))
     contrasts = nn.Sequential(nn.Conv3d(4, 8, 3, padding=1), nn.AdaptiveAvgPool3d(1), nn.Flatten())
-    assert HiResCAM(contrasts, "0")(torch.rand(1, 4, 3, 8, 8), 1, signed=True).shape == (1, 3, 8, 8)
+    scan = torch.rand(1, 4, 3, 8, 8)
+    torch.testing.assert_close(HiResCAM(contrasts, "0")(scan, 1, signed=True), contrasts[0](scan)[:, 1].detach())
 
 
 def test_negative_evidence_is_cut_unless_signed() -> None:

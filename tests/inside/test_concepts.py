@@ -133,22 +133,36 @@ def test_negative_activations_are_cut_and_count_as_unexplained() -> None:
 # what it is given
 
 
+def resized(maps: Tensor, *size: int) -> Tensor:
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    return nn.functional.interpolate(maps, size, mode=mode, align_corners=False)
+
+
 def test_each_input_has_the_concepts_of_its_own_layer() -> None:
-    layers = {"rgb": "rgb.act", "depth": "depth.act", "tokens": Layer("rgb.act", onto="texture")}
-    found = factorize(seeded(Fusion), fusion_inputs(3), layers, 2)
+    layers = {"rgb": "rgb.act", "depth": "depth.act", "tokens": Layer("rgb.act", onto="texture"), "grid": "rgb.act"}
+    model, inputs = seeded(Fusion), fusion_inputs(3)
+    found = factorize(model, inputs, layers, 2)
     assert isinstance(found, dict)
-    assert {name: tuple(one.maps.shape) for name, one in found.items()} == {
-        "rgb": (3, 2, 32, 32), "depth": (3, 2, 16, 32), "tokens": (3, 2, 32, 16)
-    }  # fmt: skip
-    assert torch.equal(found["rgb"].vectors, found["tokens"].vectors)
+    grid = found["grid"]
+    acts = model.rgb(inputs["rgb"]).detach()
+    left = acts - torch.einsum("b k h w, k c -> b c h w", grid.maps, grid.vectors)
+    assert float(left.square().sum() / acts.square().sum()) == pytest.approx(grid.error, rel=1e-3) and grid.error < 0.5
+    torch.testing.assert_close(found["rgb"].maps, resized(grid.maps, 32, 32))
+    torch.testing.assert_close(found["tokens"].maps, resized(grid.maps, 32, 16))
+    alone = factorize(model, inputs, {"depth": "depth.act"}, 2)["depth"]
+    assert torch.equal(found["depth"].maps, alone.maps) and alone.maps.shape == (3, 2, 16, 32)
 
 
 @pytest.mark.filterwarnings("ignore:.* of the energy of layer 'attn' is negative")
 def test_tokens_and_volumes_have_grids() -> None:
-    tokens = factorize(seeded(Fusion), fusion_inputs(2), {"rgb": "attn"}, 3)
-    assert tokens["rgb"].maps.shape == (2, 3, 32, 32) and tokens["rgb"].vectors.shape == (3, 16)
+    tokens = factorize(seeded(Fusion), fusion_inputs(2), {"rgb": "attn", "grid": "attn"}, 3)
+    torch.testing.assert_close(tokens["rgb"].maps, resized(tokens["grid"].maps, 32, 32))
     volume = nn.Sequential(nn.Conv3d(1, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten())
-    assert factorize(volume, torch.rand(2, 1, 8, 12, 10), "1", 2).maps.shape == (2, 2, 8, 12, 10)
+    x = torch.rand(2, 1, 8, 12, 10, generator=generator())
+    found = factorize(volume, x, "1", 4)
+    explained = torch.einsum("b k z y x, k c -> b c z y x", found.maps, found.vectors)
+    expected = resized(volume[:2](x).detach(), 8, 12, 10)  # as many concepts as channels leave nothing
+    torch.testing.assert_close(explained, expected, atol=0.02, rtol=0)
 
 
 def test_a_call_that_does_not_see_the_input_is_refused() -> None:

@@ -262,10 +262,12 @@ def test_class_prompts_are_constant() -> None:
 def test_a_map_of_the_canvas_goes_to_each_input() -> None:
     model, inputs = seeded(Fusion), fusion_inputs()
     packed = PackedModel(model, inputs, ["rgb"])
-    maps = packed.maps(torch.rand(2, 32, 32))
-    assert {name: tuple(m.shape) for name, m in maps.items()} == {
-        "rgb": (2, 32, 32), "depth": (2, 16, 32), "texture": (2, 32, 16),
-    }  # fmt: skip
+    canvas = torch.rand(2, 32, 32)
+    maps = packed.maps(canvas)
+    assert torch.equal(maps["rgb"], canvas)
+    # Half the size with half-pixel centres is the mean of two.
+    torch.testing.assert_close(maps["depth"], canvas.unflatten(1, (16, 2)).mean(2))
+    torch.testing.assert_close(maps["texture"], canvas.unflatten(2, (16, 2)).mean(3))
 
 
 def test_refusals() -> None:

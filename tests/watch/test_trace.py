@@ -286,7 +286,11 @@ def test_layers_inside_a_fused_transformer_encoder() -> None:
     model = seeded(Encoder)
     fast = torch.backends.mha.get_fastpath_enabled()
     for layer in ("encoder.layers.0", "encoder.layers.1.norm1"):
-        assert HiResCAM(model, {"image": layer})((X, mask), 1, signed=True)["image"].shape == (2, 16, 16)
+        acts, grads = autograd_truth(model, model.get_submodule(layer), lambda: model(X, mask)[:, 1])
+        expected = (grads * acts).sum(2).view(2, 1, 4, 4) * 16
+        found = HiResCAM(model, {"image": layer})((X, mask), 1, signed=True)["image"]
+        expected = torch.nn.functional.interpolate(expected, (16, 16), mode="bilinear", align_corners=False)[:, 0]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert torch.backends.mha.get_fastpath_enabled() is fast
 
 
