@@ -18,7 +18,7 @@ from multicam.figures.colours import colorize, overlay, to_rgb
 from multicam.figures.page import Picture
 from multicam.figures.tiles import Tile, figure
 from multicam.watch.reshape import tokens
-from tests.figures.test_tiles import axes, contoured, grey, limits, pixels, texts
+from tests.helpers.pictures import axes, contoured, grey, limits, pixels, texts
 
 
 class Joint(nn.Module):

@@ -1,6 +1,4 @@
 import hashlib
-import os
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -9,26 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from PIL import Image
 from skimage import data
 from skimage.color import rgb2lab
 
 from multicam.errors import MulticamError
 from multicam.figures.colours import colorize, normalize, overlay, to_rgb
 from multicam.maps import Maps
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def golden(name: str, pixels: np.ndarray, tolerance: float) -> None:
-    """Compares with tests/golden/<name>.png; MULTICAM_OVERWRITE_GOLDEN=1 writes it."""
-    path = GOLDEN / f"{name}.png"
-    if os.environ.get("MULTICAM_OVERWRITE_GOLDEN"):
-        GOLDEN.mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(path, optimize=True)
-    expected = np.asarray(Image.open(path).convert("RGB"))
-    assert pixels.shape == expected.shape
-    assert np.abs(pixels.astype(int) - expected).mean() <= tolerance
+from tests.helpers.pictures import golden
 
 
 def ramp(low: float = 0.0, n: int = 256) -> torch.Tensor:

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from multicam.errors import MulticamError
 from multicam.figures.concepts import COLOURS, OPACITY, concept_figure
-from multicam.figures.page import Picture
 from multicam.inside.concepts import Concepts
-from tests.figures.test_tiles import axes, grey, pixels, texts
+from tests.helpers.pictures import axes, grey, pixels, said
 
 
 @pytest.fixture
@@ -33,10 +32,6 @@ def test_the_picture_shows_each_place_in_the_colour_of_its_strongest_concept(two
     for tile, at in ((strongest, np.s_[:, 3]), (first, np.s_[:, 3:]), (second, np.s_[:, 3])):
         assert np.abs(tile[at] - below[at]).max() <= 1
     assert not np.array_equal(shown[..., 0], shown[..., 1])
-
-
-def said(picture: Picture) -> list[str]:
-    return [" ".join(text.split()) for text in texts(picture)]
 
 
 def test_its_heads_say_what_the_concepts_are(two: tuple[Tensor, Concepts]) -> None:

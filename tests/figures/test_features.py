@@ -14,13 +14,8 @@ from multicam.figures.colours import colorize, to_rgb
 from multicam.figures.features import feature_sheet, kernel_sheet
 from multicam.figures.page import Picture
 from multicam.inside.features import Kernels, feature_maps, kernels
-from tests.figures.test_tiles import axes, limits, pixels, texts
 from tests.helpers.models import Branch, seeded
-
-
-def said(picture: Picture) -> list[str]:
-    """The texts, each in one line."""
-    return [text.replace("\n", " ").replace("\N{NO-BREAK SPACE}", " ") for text in texts(picture)]
+from tests.helpers.pictures import axes, limits, pixels, said
 
 
 def captions(picture: Picture) -> list[int]:
