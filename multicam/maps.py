@@ -1,9 +1,13 @@
 """Maps, named: the result of explaining several inputs at once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
+
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}  # by the number of axes
 
 
 class Maps(dict[str, Tensor]):
@@ -51,3 +55,13 @@ class Maps(dict[str, Tensor]):
         mass = torch.stack([m.clamp(min=0).flatten(1).mean(1) for m in self.values()], dim=1)
         total = mass.sum(1, keepdim=True)
         return mass / total.where(total > 0, 1)
+
+
+def resized(maps: Float[Tensor, "b *grid"], size: Sequence[int]) -> Float[Tensor, "b *size"]:
+    """Maps of one to three axes at another size, linear between the middles of their cells.
+
+    Example:
+        >>> resized(torch.tensor([[0.0, 1.0]]), [4])
+        tensor([[0.0000, 0.2500, 0.7500, 1.0000]])
+    """
+    return F.interpolate(maps[:, None], tuple(size), mode=_MODES[len(size)], align_corners=False)[:, 0]

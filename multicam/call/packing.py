@@ -5,13 +5,13 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from multicam.call.inputs import Inputs
 from multicam.errors import MulticamError
+from multicam.maps import resized
 
 WIDE = (torch.float64, torch.complex128)
 
@@ -146,10 +146,7 @@ class Spec:
             raise MulticamError(
                 f"a map on the canvas has shape (b, {self.height}, {self.width}), given is {tuple(laid.shape)}"
             )
-        return {
-            slot.name: F.interpolate(laid[:, None], slot.size, mode="bilinear", align_corners=False)[:, 0]
-            for slot in self.slots
-        }
+        return {slot.name: resized(laid, slot.size) for slot in self.slots}
 
     def __repr__(self) -> str:
         full = (self.height, self.width)

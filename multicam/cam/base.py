@@ -4,12 +4,13 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, overload
 
 import torch
 from einops import reduce
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from multicam.call.inputs import Inputs, as_names
 from multicam.call.scorer import OutputLike, TargetLike
@@ -21,9 +22,14 @@ from multicam.watch.trace import Site, Trace
 from multicam.watch.undisturbed import unwrapped
 
 LayersLike = LayerLike | Mapping[str, LayerLike]
+# How a CAM was given its layers decides what it returns. A mapping's values are `object`, because that is what mypy makes of
+# one with a path beside a `Layer`; what they are is checked at run time. The default is for subclasses without parameters.
+L = TypeVar("L", bound=LayerLike | Mapping[str, object], covariant=True, default=LayersLike)
+# Which inputs an InputCAM explains decides likewise. Not for sure, where it may be None: that is one input or several.
+I = TypeVar("I", bound=str | Sequence[str], covariant=True, default=str | Sequence[str])
 
 
-class CAM(ABC):
+class CAM(ABC, Generic[L]):
     """A class activation mapping: where in its inputs a model found the evidence for a score.
 
     A map is a density in units of the score: the method's saliency on the layer's grid times the number of grid cells,
@@ -45,7 +51,7 @@ class CAM(ABC):
     comparable: bool = True
     one_pass: ClassVar[bool] = True  # on any layer, from the one forward and backward pass of a trace
 
-    def __init__(self, model: nn.Module, layers: LayersLike, *, output: OutputLike = None) -> None:
+    def __init__(self, model: nn.Module, layers: L, *, output: OutputLike = None) -> None:
         self.model = unwrapped(model)
         self.named = isinstance(layers, Mapping)
         self.layers = _named_layers(layers)
@@ -56,6 +62,17 @@ class CAM(ABC):
     @abstractmethod
     def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
         """The method's formula: one signed number per grid cell."""
+
+    @overload
+    def __call__(self: "CAM[LayerLike]", inputs: Any, target: TargetLike = None, *, signed: bool = False) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self: "CAM[Mapping[str, object]]", inputs: Any, target: TargetLike = None, *, signed: bool = False
+    ) -> Maps: ...
+
+    @overload
+    def __call__(self, inputs: Any, target: TargetLike = None, *, signed: bool = False) -> Tensor | Maps: ...
 
     def __call__(self, inputs: Any, target: TargetLike = None, *, signed: bool = False) -> Tensor | Maps:
         """The map of one layer, or `Maps` with the names of the layers, from one forward and one backward pass.
@@ -116,6 +133,32 @@ class CAM(ABC):
         return f"{type(self).__name__}({type(self.model).__name__}, {shown})"
 
 
+@overload
+def explain_methods(
+    model: nn.Module,
+    inputs: Any,
+    layers: LayerLike,
+    methods: Iterable[type[CAM]],
+    target: TargetLike = None,
+    *,
+    output: OutputLike = None,
+    signed: bool = False,
+) -> dict[str, Tensor]: ...
+
+
+@overload
+def explain_methods(
+    model: nn.Module,
+    inputs: Any,
+    layers: Mapping[str, LayerLike],
+    methods: Iterable[type[CAM]],
+    target: TargetLike = None,
+    *,
+    output: OutputLike = None,
+    signed: bool = False,
+) -> dict[str, Maps]: ...
+
+
 def explain_methods(
     model: nn.Module,
     inputs: Any,
@@ -125,7 +168,7 @@ def explain_methods(
     *,
     output: OutputLike = None,
     signed: bool = False,
-) -> dict[str, Tensor | Maps]:
+) -> dict[str, Tensor] | dict[str, Maps]:
     """The maps of several methods, by class name, all from one forward and one backward pass.
 
     Args:
@@ -149,7 +192,7 @@ def explain_methods(
             raise MulticamError(f"methods are classes such as GradCAM, not {method!r}")
     trace = Trace(unwrapped(model), inputs, _named_layers(layers), target, output)
     maps = {method.__name__: method(model, layers, output=output).maps(trace, signed=signed) for method in methods}
-    return dict(maps) if isinstance(layers, Mapping) else {name: named[ONLY] for name, named in maps.items()}
+    return maps if isinstance(layers, Mapping) else {name: named[ONLY] for name, named in maps.items()}
 
 
 def _named_layers(layers: LayersLike) -> dict[str, Layer]:
@@ -206,7 +249,7 @@ def _warn(text: str) -> None:
     warnings.warn(text, stacklevel=6)
 
 
-class InputCAM(ABC):
+class InputCAM(ABC, Generic[I]):
     """A method with one map for each image input, at the input's own size, as a density like those of `CAM`.
 
     Args:
@@ -217,9 +260,7 @@ class InputCAM(ABC):
 
     comparable: ClassVar[bool] = True
 
-    def __init__(
-        self, model: nn.Module, inputs: str | Sequence[str] | None = None, *, output: OutputLike = None
-    ) -> None:
+    def __init__(self, model: nn.Module, inputs: I | None = None, *, output: OutputLike = None) -> None:
         self.model = unwrapped(model)
         self.single = isinstance(inputs, str)
         self.inputs = as_names(inputs)
@@ -228,6 +269,17 @@ class InputCAM(ABC):
     @abstractmethod
     def evidence(self, call: Inputs, names: Sequence[str], target: TargetLike) -> dict[str, Tensor]:
         """The signed density of each named input, on its last axes: `(b h w)`, or `(b d h w)` for volumes."""
+
+    @overload
+    def __call__(self: "InputCAM[str]", inputs: Any, target: TargetLike = None, *, signed: bool = False) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self: "InputCAM[list[str] | tuple[str, ...]]", inputs: Any, target: TargetLike = None, *, signed: bool = False
+    ) -> Maps: ...
+
+    @overload
+    def __call__(self, inputs: Any, target: TargetLike = None, *, signed: bool = False) -> Tensor | Maps: ...
 
     def __call__(self, inputs: Any, target: TargetLike = None, *, signed: bool = False) -> Tensor | Maps:
         """The map of one input, or `Maps` by input where several are asked for or there are several.

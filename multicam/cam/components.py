@@ -9,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from multicam.call.scorer import OutputLike
-from multicam.cam.base import CAM, LayersLike
+from multicam.cam.base import CAM, L
 from multicam.errors import MulticamError, number, unknown
 from multicam.watch.trace import Site
 
 
-class EigenCAM(CAM):
+class EigenCAM(CAM[L]):
     """Eigen-CAM: the activations projected on their first principal component over the grid.
 
     `saliency = (A - mean_ij A) v_1`. Muhammad and Yeasin 2020, arXiv:2008.00299, with the centring that
@@ -29,7 +29,7 @@ class EigenCAM(CAM):
         return first_component(site.acts)
 
 
-class EigenGradCAM(CAM):
+class EigenGradCAM(CAM[L]):
     """Eigen-CAM of gradient times activation: class-specific, smoother than HiResCAM.
 
     `saliency = (G A - mean_ij G A) v_1`, with the sign that agrees with HiResCAM; pytorch-grad-cam's method. Its scale
@@ -43,7 +43,7 @@ class EigenGradCAM(CAM):
         return first_component(site.grads * site.acts)
 
 
-class SegEigenCAM(CAM):
+class SegEigenCAM(CAM[L]):
     """Seg-Eigen-CAM: Eigen-CAM of the activations, weighted by the size of their gradients.
 
     `saliency = (X - mean_ij X) v_1` with `X = |G| A`, with the sign that makes its largest number positive. Chung and Ying
@@ -75,7 +75,7 @@ KERNELS: dict[str, Callable[[Float[Tensor, "n c"], float], Float[Tensor, "n n"]]
 }
 
 
-class KPCACAM(CAM):
+class KPCACAM(CAM[L]):
     """KPCA-CAM: Eigen-CAM with a kernel, which finds components that are no straight lines.
 
     `saliency = sqrt(l_1) u_1` with the largest eigenvalue and its eigenvector of the centred kernel `K(x_i, x_j)` of the
@@ -105,7 +105,7 @@ class KPCACAM(CAM):
     def __init__(
         self,
         model: nn.Module,
-        layers: LayersLike,
+        layers: L,
         *,
         output: OutputLike = None,
         kernel: str = "sigmoid",

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,8 +11,9 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from multicam.call.inputs import Inputs, frames_second, wide
 from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output
-from multicam.cam.base import InputCAM
+from multicam.cam.base import I, InputCAM
 from multicam.errors import MulticamError
+from multicam.maps import resized
 from multicam.watch.layers import Layer, Tap, Taps
 from multicam.watch.reshape import Reshape
 from multicam.watch.survey import list_layers
@@ -22,7 +22,7 @@ from multicam.watch.undisturbed import undisturbed, unwrapped
 BIASED = nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.Linear
 
 
-class FullGrad(InputCAM):
+class FullGrad(InputCAM[I]):
     """FullGrad: the strength of the input-gradient and of every bias-gradient, each rescaled, added up.
 
     `saliency = sum_c psi(x G_x) + sum_l sum_c psi(b_l G_l)` with `psi = upsample(rescale to 0..1(abs(·)))` for each
@@ -55,13 +55,13 @@ class FullGrad(InputCAM):
             top = strength.amax(2, keepdim=True)
             # The channels are added before they are resized, which is linear.
             on_grid = reduce(strength / top.where(top > 0, 1), "b c n -> b n", "sum")
-            return _resized(on_grid.view_as(term[:, 0]), size)
+            return resized(on_grid.view_as(term[:, 0]), size)
 
         terms = full_gradients(self.model, call, names, target, self.output)
         return {name: _added(parts, drawn) for name, parts in terms.items()}
 
 
-class CompleteFullGrad(InputCAM):
+class CompleteFullGrad(InputCAM[I]):
     """FullGrad without post-processing: the evidence of the input and of every bias, with its sign, added up.
 
     `saliency = sum_c x G_x + sum_l sum_c b_l G_l`. In a network of ReLUs, linear layers and batch normalisation this is
@@ -84,7 +84,7 @@ class CompleteFullGrad(InputCAM):
 
         def density(term: Tensor, size: Sequence[int]) -> Tensor:
             on_grid = reduce(term, "b c ... -> b ...", "sum") * term[0, 0].numel()
-            laid = _resized(on_grid, size)
+            laid = resized(on_grid, size)
             # Interpolation keeps the mean only nearly, and there may be a hundred terms.
             lost = on_grid.flatten(1).mean(1) - laid.flatten(1).mean(1)
             return laid + lost.view(-1, *[1] * len(size))
@@ -220,11 +220,6 @@ def _added(terms: Sequence[Tensor], draw: Callable[[Tensor, Sequence[int]], Tens
     for term in terms[1:]:
         total = total + draw(term, size)
     return total
-
-
-def _resized(grid_map: Float[Tensor, "b *grid"], size: Sequence[int]) -> Tensor:
-    mode = {2: "bilinear", 3: "trilinear"}[len(size)]
-    return F.interpolate(grid_map[:, None], list(size), mode=mode, align_corners=False)[:, 0]
 
 
 def _unreached(name: str) -> MulticamError:

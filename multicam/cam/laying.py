@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from multicam.call.inputs import Inputs, frames_second
 from multicam.errors import MulticamError
+from multicam.maps import resized
 from multicam.watch.reshape import Tokens
 from multicam.watch.trace import Site
 
@@ -31,8 +31,7 @@ def laid(grid_map: Float[Tensor, "b *grid"], site: Site) -> Tensor:
             f"{name!r} ({given}); name the input it belongs to with Layer(…, onto=…), or name the map otherwise to keep "
             "it on its grid"
         )
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
-    return F.interpolate(grid_map[:, None], size, mode=mode, align_corners=False)[:, 0]
+    return resized(grid_map, size)
 
 
 def refuse_unseen(site: Site) -> None:

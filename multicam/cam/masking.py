@@ -4,23 +4,23 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from multicam.call.inputs import as_names
 from multicam.call.scorer import OutputLike
-from multicam.cam.base import LayersLike
+from multicam.cam.base import L
 from multicam.cam.laying import input_of, spatial_size
 from multicam.cam.weighted import WeightedCAM, per_channel
 from multicam.chance import normal
 from multicam.errors import MulticamError, at_least_one, number
+from multicam.maps import resized
 from multicam.printing import progress
 from multicam.watch.reshape import Tokens
 from multicam.watch.trace import Site
 
 
-class AblationCAM(WeightedCAM):
+class AblationCAM(WeightedCAM[L]):
     """Ablation-CAM: channels weighted by how much the score drops without them.
 
     `saliency = sum_c (y - y_c) A_c`, where `y_c` is the score with channel c set to zero. Desai and Ramaswamy 2020,
@@ -44,9 +44,7 @@ class AblationCAM(WeightedCAM):
     one_pass = False
     comparable = False
 
-    def __init__(
-        self, model: nn.Module, layers: LayersLike, *, output: OutputLike = None, batch_size: int = 32
-    ) -> None:
+    def __init__(self, model: nn.Module, layers: L, *, output: OutputLike = None, batch_size: int = 32) -> None:
         super().__init__(model, layers, output=output)
         self.batch_size = at_least_one("batch_size", batch_size)
 
@@ -63,7 +61,7 @@ class AblationCAM(WeightedCAM):
         return per_channel(site.scores[:, None] - scores, site.acts)
 
 
-class MaskingCAM(WeightedCAM):
+class MaskingCAM(WeightedCAM[L]):
     """A method whose channels are weighted by the score that is left when their activations mask an input.
 
     Each channel, enlarged to the input's size and scaled to 0 … 1, is a mask. The weights are a softmax over the
@@ -85,7 +83,7 @@ class MaskingCAM(WeightedCAM):
     def __init__(
         self,
         model: nn.Module,
-        layers: LayersLike,
+        layers: L,
         *,
         output: OutputLike = None,
         masked: str | Sequence[str] | None = None,
@@ -132,7 +130,7 @@ class MaskingCAM(WeightedCAM):
         return list(inputs.images) if name is None else [name]
 
 
-class ScoreCAM(MaskingCAM):
+class ScoreCAM(MaskingCAM[L]):
     """Score-CAM: channels weighted by the score of the input seen through them.
 
     `saliency = sum_c softmax_c(y(x * m_c)) A_c`, where `m_c` is the channel enlarged to the input and scaled to 0 … 1.
@@ -151,7 +149,7 @@ class ScoreCAM(MaskingCAM):
         return [lambda masks, _: masks]
 
 
-class SSCAM(MaskingCAM):
+class SSCAM(MaskingCAM[L]):
     """SS-CAM: Score-CAM with the scores averaged over noisy masks.
 
     `saliency = sum_c softmax_c(mean_i y(x * (m_c + e_i))) A_c`, `e_i ~ N(0, std^2)` for every pixel. Wang et al. 2020,
@@ -171,7 +169,7 @@ class SSCAM(MaskingCAM):
     def __init__(
         self,
         model: nn.Module,
-        layers: LayersLike,
+        layers: L,
         *,
         output: OutputLike = None,
         masked: str | Sequence[str] | None = None,
@@ -197,7 +195,7 @@ class SSCAM(MaskingCAM):
         return [noisy(i) for i in range(self.samples)]
 
 
-class ISCAM(MaskingCAM):
+class ISCAM(MaskingCAM[L]):
     """IS-CAM: Score-CAM with the scores averaged over masks of growing strength.
 
     `saliency = sum_c softmax_c(mean_i y(x * m_c * s_i)) A_c` with the sums
@@ -216,7 +214,7 @@ class ISCAM(MaskingCAM):
     def __init__(
         self,
         model: nn.Module,
-        layers: LayersLike,
+        layers: L,
         *,
         output: OutputLike = None,
         masked: str | Sequence[str] | None = None,
@@ -254,8 +252,7 @@ def _masks(channels: Float[Tensor, "n 1 *grid"], name: str, leaf: Tensor, tokens
             f"channels with the grid {grid} cannot mask input {name!r} {tuple(leaf.shape)}; say which inputs they mask "
             "with masked=…"
         )
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
-    large = F.interpolate(channels, size, mode=mode, align_corners=False)
+    large = resized(channels[:, 0], size)[:, None]
     flat = large.flatten(1)
     low, high = flat.amin(1), flat.amax(1)
     shape = (-1, *[1] * (large.ndim - 1))

@@ -1,7 +1,7 @@
 """Saliency enhancing with scaling and sliding: the maps of many enlarged parts, put back together."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import floor
 from typing import Any
 
@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from multicam.call.targets.scores import ClassScore, Probability
-from multicam.cam.base import CAM
+from multicam.cam.base import CAM, L
 from multicam.cam.wrappers import FinerContrast, Moving, at_most_one
 from multicam.errors import MulticamError
-from multicam.maps import Maps
+from multicam.maps import Maps, resized
 from multicam.printing import progress
 from multicam.watch.trace import Trace
 
@@ -24,7 +24,7 @@ ROUNDING = 1e-4  # less than this next to a window is what interpolation leaves 
 Corner = tuple[float, float]
 
 
-class SESS(Moving):
+class SESS(Moving[L]):
     """SESS: the inputs are enlarged to several scales and cut into windows of their own size, whose maps are fused.
 
     `map = mean over windows p of w_p CAM(p) / max |CAM(p)|`, each put back where it was cut, over the windows in which a
@@ -51,7 +51,7 @@ class SESS(Moving):
 
     def __init__(
         self,
-        cam: CAM,
+        cam: CAM[L],
         inputs: str | Sequence[str] | None = None,
         *,
         scales: Sequence[float] = SCALES,
@@ -83,30 +83,19 @@ class SESS(Moving):
         follows = self.follows(trace)
         sums: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
-        for scale in progress(self.scales, len(self.scales), type(self).__name__):
-            large = {name: _resized(leaf, _sizes(leaf, scale)) for name, leaf in pictures.items()}
-            starts = _starts(scale, self.step)
-            rows = [(b, (y, x)) for b in range(trace.inputs.batch) for y in starts for x in starts]
-            for first in range(0, len(rows), self.batch_size):
-                part = rows[first : first + self.batch_size]
-                samples = [b for b, _ in part]
-                cut = {
-                    name: torch.stack([large[name][b][_window(leaf, corner, scale)] for b, corner in part])
-                    for name, leaf in pictures.items()
-                }
-                windows = trace.again(trace.inputs.take(samples).replace(cut), samples)
-                weights = _confidence(windows)
-                with warnings.catch_warnings():
-                    # Most windows do not show the class; a result that is empty is told below.
-                    warnings.filterwarnings("ignore", "the .* map of .* is empty", UserWarning)
-                    found = self.cam.maps(windows, signed=signed)
-                for name, maps in found.items():
-                    shape = (trace.inputs.batch, *maps.shape[1:])
-                    total, count = (kept.setdefault(name, maps.new_zeros(shape)) for kept in (sums, counts))
-                    for (b, corner), m, weight in zip(part, at_most_one(maps), weights, strict=True):
-                        whole = _pasted(m, corner, scale) if follows[name] else m
-                        total[b] += weight * whole
-                        count[b] += (weight > 0) & (whole.abs() > ROUNDING)
+        for scale, part, windows in self._passes(trace, pictures):
+            weights = _confidence(windows)
+            with warnings.catch_warnings():
+                # Most windows do not show the class; a result that is empty is told below.
+                warnings.filterwarnings("ignore", "the .* map of .* is empty", UserWarning)
+                found = self.cam.maps(windows, signed=signed)
+            for name, maps in found.items():
+                shape = (trace.inputs.batch, *maps.shape[1:])
+                total, count = (kept.setdefault(name, maps.new_zeros(shape)) for kept in (sums, counts))
+                for (b, corner), m, weight in zip(part, at_most_one(maps), weights, strict=True):
+                    whole = _pasted(m, corner, scale) if follows[name] else m
+                    total[b] += weight * whole
+                    count[b] += (weight > 0) & (whole.abs() > ROUNDING)
         fused = {name: total / counts[name].clamp(min=1) for name, total in sums.items()}
         for name, m in fused.items():
             empty = (m == 0).flatten(1).all(1)
@@ -118,6 +107,23 @@ class SESS(Moving):
                     stacklevel=3,
                 )
         return Maps({name: _blurred(m) if self.smooth else m for name, m in fused.items()}, False)
+
+    def _passes(
+        self, trace: Trace, pictures: Mapping[str, Tensor]
+    ) -> Iterator[tuple[float, list[tuple[int, Corner]], Trace]]:
+        """The passes of all windows, some of them at a time: their scale, the sample and the corner of each, and the pass."""
+        for scale in progress(self.scales, len(self.scales), type(self).__name__):
+            large = {name: _resized(leaf, _sizes(leaf, scale)) for name, leaf in pictures.items()}
+            starts = _starts(scale, self.step)
+            rows = [(b, (y, x)) for b in range(trace.inputs.batch) for y in starts for x in starts]
+            for first in range(0, len(rows), self.batch_size):
+                part = rows[first : first + self.batch_size]
+                samples = [b for b, _ in part]
+                cut = {
+                    name: torch.stack([large[name][b][_window(leaf, corner, scale)] for b, corner in part])
+                    for name, leaf in pictures.items()
+                }
+                yield scale, part, trace.again(trace.inputs.take(samples).replace(cut), samples)
 
 
 def _confidence(trace: Trace) -> Float[Tensor, " b"]:
@@ -163,8 +169,7 @@ def _pasted(window: Float[Tensor, "*grid"], corner: Corner, scale: float) -> Flo
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
     """The last two axes at another size, all others as they are."""
-    planes = x.reshape(-1, 1, *x.shape[-2:])
-    return F.interpolate(planes, size, mode="bilinear", align_corners=False).reshape(*x.shape[:-2], *size)
+    return resized(x.reshape(-1, *x.shape[-2:]), size).reshape(*x.shape[:-2], *size)
 
 
 def _blurred(maps: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from multicam.call.scorer import OutputLike
 from multicam.call.targets.scores import ClassScore
-from multicam.cam.base import CAM, LayersLike
+from multicam.cam.base import CAM, L
 from multicam.chance import normal, spread
 from multicam.errors import MulticamError, at_least_one, number
 from multicam.printing import progress
 from multicam.watch.trace import Site, Trace
 
 
-class WeightedCAM(CAM):
+class WeightedCAM(CAM[L]):
     """A method whose saliency is a sum over channels of weighted activations.
 
     Keeping the channels apart until the end lets `multicam.cam.wrappers` smooth any of these methods.
@@ -37,7 +37,7 @@ def per_channel(weights: Float[Tensor, "b c"], x: Float[Tensor, "b c *grid"]) ->
     return einsum(weights, x, "b c, b c ... -> b c ...")
 
 
-class GradCAM(WeightedCAM):
+class GradCAM(WeightedCAM[L]):
     """Grad-CAM: channels weighted by their spatially averaged gradient.
 
     `saliency = sum_c mean_ij(G_c) A_c`. Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2.
@@ -54,7 +54,7 @@ class GradCAM(WeightedCAM):
         return per_channel(reduce(site.grads, "b c ... -> b c", "mean"), site.acts)
 
 
-class HiResCAM(WeightedCAM):
+class HiResCAM(WeightedCAM[L]):
     """HiResCAM: gradient times activation, cell by cell.
 
     `saliency = sum_c G_c A_c`; the mean of the signed map is exactly the sum of `G A`, which for a pooled linear head is
@@ -66,7 +66,7 @@ class HiResCAM(WeightedCAM):
         return site.grads * site.acts
 
 
-class GradCAMElementWise(WeightedCAM):
+class GradCAMElementWise(WeightedCAM[L]):
     """Element-wise Grad-CAM: HiResCAM of which each channel contributes its positive evidence only.
 
     `saliency = sum_c relu(G_c A_c)`; pytorch-grad-cam's variant of arXiv:2011.08891.
@@ -77,7 +77,7 @@ class GradCAMElementWise(WeightedCAM):
         return (site.grads * site.acts).relu()
 
 
-class GradCAMPlusPlus(WeightedCAM):
+class GradCAMPlusPlus(WeightedCAM[L]):
     """Grad-CAM++: channels weighted by their positive gradients, each cell's by its share in the score's growth.
 
     `alpha = G^2 / (2 G^2 + sum_ij(A) G^3)`, `saliency = sum_c sum_ij(alpha_c relu(G_c)) A_c`. Chattopadhyay et al. 2018,
@@ -98,7 +98,7 @@ class GradCAMPlusPlus(WeightedCAM):
         return per_channel(reduce(alpha * G.relu(), "b c ... -> b c", "sum"), A)
 
 
-class XGradCAM(WeightedCAM):
+class XGradCAM(WeightedCAM[L]):
     """XGrad-CAM: channels weighted by their gradients, each cell's by its share of the channel's activation.
 
     `w_c = sum_ij(G_c A_c) / sum_ij(A_c)`, `saliency = sum_c w_c A_c`. Fu et al. 2020, arXiv:2008.02312, eq. 8. A channel
@@ -112,7 +112,7 @@ class XGradCAM(WeightedCAM):
         return per_channel(torch.where(total != 0, weights, 0), site.acts)
 
 
-class LayerCAM(WeightedCAM):
+class LayerCAM(WeightedCAM[L]):
     """Layer-CAM: each cell of each channel weighted by its own positive gradient.
 
     `saliency = sum_c relu(G_c) A_c`. Jiang et al. 2021, doi:10.1109/TIP.2021.3089943, eq. 6 and 7.
@@ -123,7 +123,7 @@ class LayerCAM(WeightedCAM):
         return site.grads.relu() * site.acts
 
 
-class ShapleyCAM(WeightedCAM):
+class ShapleyCAM(WeightedCAM[L]):
     """Shapley-CAM: Grad-CAM with the curvature of the score, which shares out what channels and cells do together.
 
     `saliency = sum_c mean_ij(G_c - (H A)_c / 2) A_c` with the Hessian `H` of the score by the activations. Cai 2025,
@@ -145,7 +145,7 @@ class ShapleyCAM(WeightedCAM):
         return per_channel(reduce(site.grads - site.curvature / 2, "b c ... -> b c", "mean"), site.acts)
 
 
-class OriginalCAM(WeightedCAM):
+class OriginalCAM(WeightedCAM[L]):
     """CAM: channels weighted by what they weigh in the linear head behind a global average pooling.
 
     `saliency = sum_c w_c A_c / n` with the class's row `w` of the head and `n` cells. Zhou et al. 2016, arXiv:1512.04150,
@@ -208,7 +208,7 @@ def head_weights(site: Site) -> Float[Tensor, "b c"]:
     )
 
 
-class FEM(WeightedCAM):
+class FEM(WeightedCAM[L]):
     """FEM, the Feature Explanation Method: channels weighted by the share of cells in which they stand out.
 
     `saliency = sum_c w_c A_c` with `w_c` the share of cells where `A_c > mean_ij(A_c) + k std_ij(A_c)`; pytorch-grad-cam's
@@ -227,7 +227,7 @@ class FEM(WeightedCAM):
 
     comparable = False
 
-    def __init__(self, model: nn.Module, layers: LayersLike, *, output: OutputLike = None, k: float = 2.0) -> None:
+    def __init__(self, model: nn.Module, layers: L, *, output: OutputLike = None, k: float = 2.0) -> None:
         super().__init__(model, layers, output=output)
         self.k = number("k", k)
 
@@ -238,7 +238,7 @@ class FEM(WeightedCAM):
         return per_channel((cells > threshold).to(cells).mean(2), site.acts)
 
 
-class RandomCAM(WeightedCAM):
+class RandomCAM(WeightedCAM[L]):
     """Random-CAM: channels weighted at random, the baseline that a method has to beat.
 
     `saliency = sum_c w_c A_c` with `w_c` uniform in (-1, 1). The weights depend on the seed and the number of channels
@@ -256,7 +256,7 @@ class RandomCAM(WeightedCAM):
 
     comparable = False
 
-    def __init__(self, model: nn.Module, layers: LayersLike, *, output: OutputLike = None, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, layers: L, *, output: OutputLike = None, seed: int = 0) -> None:
         super().__init__(model, layers, output=output)
         self.seed = seed
 
@@ -268,7 +268,7 @@ class RandomCAM(WeightedCAM):
         return per_channel(weights.to(site.acts).expand(batch, channels), site.acts)
 
 
-class SmoothGradCAMPlusPlus(WeightedCAM):
+class SmoothGradCAMPlusPlus(WeightedCAM[L]):
     """Smooth Grad-CAM++: Grad-CAM++ with each power of the gradient averaged over noisy inputs.
 
     `alpha = D2 / (2 D2 + sum_ij(A) D3)`, `saliency = sum_c sum_ij(alpha_c relu(D1_c)) A_c`, where `Dp` is the mean of
@@ -291,7 +291,7 @@ class SmoothGradCAMPlusPlus(WeightedCAM):
     def __init__(
         self,
         model: nn.Module,
-        layers: LayersLike,
+        layers: L,
         *,
         output: OutputLike = None,
         samples: int = 4,

@@ -15,7 +15,7 @@ from torch import Tensor
 from multicam.call.inputs import Inputs, as_names, is_image
 from multicam.call.scorer import Scorer, TargetLike, as_target
 from multicam.call.targets.scores import ClassScore, TopClass
-from multicam.cam.base import CAM
+from multicam.cam.base import CAM, L
 from multicam.cam.components import first_component
 from multicam.cam.laying import ONLY, input_of
 from multicam.cam.weighted import WeightedCAM
@@ -24,14 +24,14 @@ from multicam.maps import Maps
 from multicam.watch.trace import Site, Trace
 
 
-class Wrapper(CAM, ABC):
+class Wrapper(CAM[L], ABC):
     """A CAM made of another one: same model, layers and output, and whatever the wrapper does not change.
 
     Args:
         cam: The CAM to refine; it may be a wrapper itself.
     """
 
-    def __init__(self, cam: CAM) -> None:
+    def __init__(self, cam: CAM[L]) -> None:
         if not isinstance(cam, CAM):  # callers without a type checker
             raise MulticamError(f"{type(self).__name__} refines a CAM, such as GradCAM(model, layers), not {cam!r}")
         super().__init__(cam.model, cam.layers if cam.named else cam.layers[ONLY], output=cam.output)
@@ -60,7 +60,7 @@ def _sources(cam: CAM, trace: Trace) -> dict[str, list[Site]]:
     return {name: [site] for name, site in trace.sites.items()}
 
 
-class EigenSmoothed(Wrapper):
+class EigenSmoothed(Wrapper[L]):
     """The first principal component of the weighted activations, instead of their sum over channels.
 
     `saliency = (W - mean_ij W) v_1` with `W` the method's `weighted` activations, which drops what few channels say
@@ -81,7 +81,7 @@ class EigenSmoothed(Wrapper):
         torch.Size([2, 16, 16])
     """
 
-    def __init__(self, cam: CAM) -> None:
+    def __init__(self, cam: CAM[L]) -> None:
         super().__init__(cam)
         method = cam
         while isinstance(method, FinerCAM):  # changes the score only
@@ -106,7 +106,7 @@ def _concrete(method: type) -> set[str]:
     return {m.__name__ for m in below if not isabstract(m)}.union(*map(_concrete, below))
 
 
-class Moving(Wrapper, ABC):
+class Moving(Wrapper[L], ABC):
     """A wrapper that mirrors, scales or cuts some of the inputs, together, and undoes it on their maps.
 
     Args:
@@ -115,7 +115,7 @@ class Moving(Wrapper, ABC):
             scene's. Needed where there are several image inputs.
     """
 
-    def __init__(self, cam: CAM, inputs: str | Sequence[str] | None = None) -> None:
+    def __init__(self, cam: CAM[L], inputs: str | Sequence[str] | None = None) -> None:
         super().__init__(cam)
         self.inputs = as_names(inputs)
 
@@ -170,7 +170,7 @@ class Moving(Wrapper, ABC):
         return bool(moved)
 
 
-class Augmented(Moving):
+class Augmented(Moving[L]):
     """Test-time augmentation: the mean of the maps for the inputs as they are and mirrored, each made darker and brighter.
 
     `map = mean over f, s of f^-1(CAM(s f(x)))`, f the identity or the mirror, s the factors; pytorch-grad-cam's
@@ -193,7 +193,7 @@ class Augmented(Moving):
 
     def __init__(
         self,
-        cam: CAM,
+        cam: CAM[L],
         inputs: str | Sequence[str] | None = None,
         *,
         flip: bool = True,
@@ -232,7 +232,7 @@ def _varied(leaf: Tensor, mirror: bool, factor: float) -> Tensor:
     return leaf if factor == 1 else leaf * factor
 
 
-class FinerCAM(Wrapper):
+class FinerCAM(Wrapper[L]):
     """Finer-CAM: what tells a class from those most similar to it.
 
     `score = y_c - alpha sum_k(w_k y_k)`, k the classes whose scores are nearest to `y_c` and `w` the softmax over their
@@ -255,7 +255,7 @@ class FinerCAM(Wrapper):
         torch.Size([2, 16, 16])
     """
 
-    def __init__(self, cam: CAM, alpha: float = 1.0, similar: Sequence[int] = (1, 2, 3)) -> None:
+    def __init__(self, cam: CAM[L], alpha: float = 1.0, similar: Sequence[int] = (1, 2, 3)) -> None:
         super().__init__(cam)
         ranks = similar if isinstance(similar, Sequence) else []
         if not ranks or not all(isinstance(rank, int) and rank >= 1 for rank in ranks):
@@ -327,7 +327,7 @@ class FinerContrast:
         return FinerContrast(tuple(self.index[i] for i in samples), tuple(self.others[i] for i in samples), self.alpha)
 
 
-class RefineCAM(Wrapper):
+class RefineCAM(Wrapper[L]):
     """RefineCAM: the product of several layers' maps of the same input, sharp like early layers and sure like late ones.
 
     `map = prod_l(m_l / max |m_l|)`, arXiv:2605.14641; pytorch-grad-cam's method, from one pass for all layers.
@@ -352,7 +352,7 @@ class RefineCAM(Wrapper):
         torch.Size([2, 16, 16])
     """
 
-    def __init__(self, cam: CAM) -> None:
+    def __init__(self, cam: CAM[L]) -> None:
         super().__init__(cam)
         self.comparable = False
 

@@ -17,7 +17,7 @@ from multicam.cam.base import CAM
 from multicam.cam.laying import input_of, spatial_size
 from multicam.compat.targets import Nothing, Targets, per_image
 from multicam.compat.utils import Array, Mirrored, array, scaled
-from multicam.errors import MulticamError
+from multicam.errors import MulticamError, at_least_one
 from multicam.watch.layers import Layer, LayerLike
 from multicam.watch.reshape import Reshape, Tokens
 from multicam.watch.trace import Site, Trace
@@ -44,6 +44,8 @@ class BaseCAM(ABC):
         fuse: From the maps of all layers `(layers b *size)` to one `(b *size)`.
     """
 
+    batch_size: int = 32
+
     def __init__(
         self,
         model: nn.Module,
@@ -56,7 +58,6 @@ class BaseCAM(ABC):
         self.target_layers = target_layers
         self.reshape_transform = reshape_transform
         self.output = output
-        self.batch_size = 32
         self.tta_transforms: Iterable[Any] = Mirrored.all()
         self.outputs: Any = None
         self.fuse: Fuse = lambda maps: maps.mean(0)
@@ -180,8 +181,6 @@ class LayerMethod(BaseCAM):
     def layer_maps(self, trace: Trace, eigen_smooth: bool) -> Float[Tensor, "layers b *size"]:
         """The map of each layer, cut at zero, scaled, and enlarged to the input."""
         engine = self.smoothed() if eigen_smooth else self.engine
-        if isinstance(self.engine, masking.AblationCAM | masking.MaskingCAM):
-            self.engine.batch_size = self.batch_size
         maps = [scaled(engine.checked(site).relu(), _size(site)) for site in trace.sites.values()]
         if len({m.shape for m in maps}) > 1:
             raise MulticamError(
@@ -193,6 +192,21 @@ class LayerMethod(BaseCAM):
         """The engine that `eigen_smooth` means; methods without a target or weighted channels have no other."""
         smooth = self.reads_target and isinstance(self.engine, weighted.WeightedCAM)
         return wrappers.EigenSmoothed(self.engine) if smooth else self.engine
+
+
+class ManyPasses(LayerMethod):
+    """A method of `multicam` that runs what-ifs of the model, `batch_size` of them in a pass."""
+
+    engine: masking.AblationCAM | masking.MaskingCAM
+
+    @property
+    def batch_size(self) -> int:
+        """That of the engine."""
+        return self.engine.batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        self.engine.batch_size = at_least_one("batch_size", size)
 
 
 def named_layers(layers: Layers, reshape: Reshape | None) -> dict[str, Layer]:

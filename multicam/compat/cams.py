@@ -12,7 +12,7 @@ from multicam.call.inputs import Inputs
 from multicam.call.scorer import OutputLike
 from multicam.call.targets.scores import ClassScore, Target, TopClass
 from multicam.cam import components, fullgrad, masking, sess, weighted, wrappers
-from multicam.compat.base import ActivationsAndGradients, BaseCAM, LayerMethod, Layers, T
+from multicam.compat.base import ActivationsAndGradients, BaseCAM, LayerMethod, Layers, ManyPasses, T
 from multicam.compat.targets import Targets, per_image
 from multicam.compat.utils import Array, array, scaled
 from multicam.errors import MulticamError
@@ -134,7 +134,7 @@ class FEM(LayerMethod):
         super().__init__(model, target_layers, reshape_transform, output=output, k=k)
 
 
-class ScoreCAM(LayerMethod):
+class ScoreCAM(ManyPasses):
     """`multicam.ScoreCAM`."""
 
     engine_class = masking.ScoreCAM
@@ -152,7 +152,7 @@ class AblationLayerFasterRCNN(AblationLayer):
     """As `AblationLayer`."""
 
 
-class AblationCAM(LayerMethod):
+class AblationCAM(ManyPasses):
     """`multicam.AblationCAM`.
 
     Args:

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from multicam.cam.components import KPCACAM, first_component
 from multicam.cam.laying import ONLY
 from multicam.compat.targets import Nothing
 from multicam.errors import MulticamError
+from multicam.maps import resized
 from multicam.watch.layers import Layer
 from multicam.watch.reshape import as_it_is
 
@@ -49,8 +49,7 @@ def scaled(maps: Float[Tensor, "b *grid"], size: Sequence[int] | None = None) ->
     unit = above / (1e-7 + above.amax(axes, keepdim=True))
     if size is None:
         return unit
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
-    return F.interpolate(unit[:, None], tuple(size), mode=mode, align_corners=False)[:, 0]
+    return resized(unit, size)
 
 
 def scale_accross_batch_and_channels(

@@ -56,7 +56,10 @@ def smoothgrad(
         >>> torch.allclose(smoothgrad(model, x, 3, std=0.0)["input"], gradient(model, x, 3)["input"], atol=1e-6)
         True
     """
-    return _noisy(model, inputs, target, wrt, output, samples, std, batch_size, seed)[0]
+    names = explained(model, inputs, wrt)
+    trace = Trace(model, inputs, {}, target, output)
+    means, _ = _moments(trace, list(names.values()), samples=samples, std=std, batch_size=batch_size, seed=seed)
+    return Attributions(named(names, means), trace.scores)
 
 
 def vargrad(
@@ -91,7 +94,10 @@ def vargrad(
         >>> vargrad(model, torch.rand(2, 1, 8, 8), 3)["input"].abs().max() < 1e-12
         tensor(True)
     """
-    return _noisy(model, inputs, target, wrt, output, samples, std, batch_size, seed)[1]
+    names = explained(model, inputs, wrt)
+    trace = Trace(model, inputs, {}, target, output)
+    _, variances = _moments(trace, list(names.values()), samples=samples, std=std, batch_size=batch_size, seed=seed)
+    return Attributions(named(names, variances), trace.scores)
 
 
 def integrated_gradients(
@@ -245,48 +251,34 @@ def _passes(
         yield samples, drawn, again.input_grads
 
 
-def _noisy(
-    model: nn.Module,
-    inputs: Any,
-    target: TargetLike,
-    wrt: str | Sequence[str] | None,
-    output: OutputLike,
-    samples: int,
-    std: float,
-    batch_size: int,
-    seed: int,
-) -> tuple[Attributions, Attributions]:
-    """The mean and the variance of the gradient over noisy inputs."""
-    names = explained(model, inputs, wrt)
-    trace = Trace(model, inputs, {}, target, output)
+def _moments(
+    trace: Trace, names: Sequence[str], *, samples: int, std: float, batch_size: int, seed: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The mean and the variance of the gradient over noisy inputs, by input; the arguments as for `smoothgrad`."""
     number("std", std)
-    full = list(names.values())
-    leaves: dict[str, Tensor] = {name: trace.inputs.leaves[name] for name in full}
+    leaves: dict[str, Tensor] = {name: trace.inputs.leaves[name] for name in names}
     strengths = {name: std * spread(leaf) for name, leaf in leaves.items()}
 
     def noisy(name: str, rows: Sequence[int], draws: Sequence[int]) -> Tensor:
         leaf = leaves[name]
         dtype = torch.complex64 if leaf.is_complex() else torch.float32
-        noise = [normal(leaf.shape[1:], (seed, draw, full.index(name)), dtype) for draw in draws]
+        noise = [normal(leaf.shape[1:], (seed, draw, names.index(name)), dtype) for draw in draws]
         return leaf[rows] + (strengths[name][rows] * torch.stack(noise).to(leaf)).to(leaf)
 
     # Double, because the variance is the small difference of two sums.
     sums = {name: torch.zeros_like(leaf, dtype=_double(leaf)) for name, leaf in leaves.items()}
     squares = {name: torch.zeros_like(leaf, dtype=torch.float64) for name, leaf in leaves.items()}
-    for rows, _, grads in _passes(trace, full, samples, noisy, batch_size, "noisy gradients"):
+    for rows, _, grads in _passes(trace, names, samples, noisy, batch_size, "noisy gradients"):
         for name, gradients in grads.items():
             at, parts = torch.tensor(rows, device=gradients.device), gradients.to(sums[name].dtype) / samples
             sums[name].index_add_(0, at, parts)
             squares[name].index_add_(0, at, parts.abs() ** 2 * samples)
-    variances = {name: (squares[name] - sums[name].abs() ** 2).clamp(min=0) for name in full}
+    variances = {name: (squares[name] - sums[name].abs() ** 2).clamp(min=0) for name in names}
 
     def single(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: x.to(_single(leaves[name], x)) for name, x in values.items()}
 
-    return (
-        Attributions(named(names, single(sums)), trace.scores),
-        Attributions(named(names, single(variances)), trace.scores),
-    )
+    return single(sums), single(variances)
 
 
 def _double(leaf: Tensor) -> torch.dtype:
