@@ -5,7 +5,6 @@ from. So with encoders that see an input each, all combinations of k inputs cost
 """
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -14,12 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from multicam.call.inputs import Inputs, own
+from multicam.call.inputs import Inputs
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError
-from multicam.watch.module_calls import Call, confirmed, every_call, rounding, skipping, tensors_of, within
-from multicam.watch.replay import Read
-from multicam.watch.taint import Taint, has_memory
+from multicam.watch.module_calls import Key, ModuleCall, Rows, confirmed, skipping, within
+from multicam.watch.recorded import Confirming, Read, Recording
 from multicam.watch.undisturbed import undisturbed
 
 
@@ -51,11 +49,11 @@ class Mixing:
         self._part = {name: i for i, names in enumerate(parts) for name in names}
         self._count = len(parts)
         self._batch = inputs.batch
-        self._calls: dict[tuple[int, int], Call] = {}
-        self._seen: dict[tuple[int, int], int] = {}  # which parts each of them depends on, as bits
+        self._calls: dict[Key, ModuleCall] = {}
+        self._seen: dict[Key, int] = {}  # which parts each of them depends on, as bits
         self._proved = False
         with self._quietly():
-            self.output, self.used = self._run_recorded()
+            self.output, self.used = self._record()
 
     def __call__(self, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Float[Tensor, " n"]:
         """The scores of `n` rows.
@@ -101,7 +99,7 @@ class Mixing:
             ) from error
         return self._read(output, samples)
 
-    def _rows(self, key: tuple[int, int], parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Sequence[int]:
+    def _rows(self, key: Key, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Sequence[int]:
         """The samples whose record a call returns for each row."""
         seen = self._seen[key]
         return parts[seen.bit_length() - 1] if seen else samples
@@ -109,51 +107,25 @@ class Mixing:
     def _skipping(self, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> AbstractContextManager[None]:
         """Let the modules that depend on one part return their record."""
 
-        def returned(call: Call) -> Any:
-            rows = self._rows((id(call.module), call.index), parts, samples)
+        def returned(call: ModuleCall) -> Any:
+            rows = self._rows(call.key, parts, samples)
             return rebuild(
                 call.output, lambda path, x: call.rows[path][0].take(x, rows) if isinstance(x, Tensor) else x
             )
 
         return skipping(self._calls, returned)
 
-    def _run_recorded(self) -> tuple[Any, list[bool]]:
+    def _record(self) -> tuple[Any, list[bool]]:
         """The output of the whole call, and whether it depends on each part."""
-        taint = Taint()
-        counts: Counter[int] = Counter()
-        kept: list[Call] = []
-        open_calls: list[list[Any]] = []  # the call, the counts and the records before it, and its colours
-
-        def begin(call: Call, given: Any) -> None:
-            open_calls.append([call, counts.copy(), len(kept), taint.colours(given)])
-            counts[id(call.module)] += 1
-
-        def end(output: Any) -> None:
-            call, before, first, colours = open_calls.pop()
-            call.inside = counts - before
-            tensors = tensors_of(output).values()
-            colours |= taint.colours(output)
-            # What a call did that returned no tensor is not known.
-            if not tensors or not all(map(has_memory, tensors)) or colours.bit_count() > 1:
-                return
-            del kept[first:]
-            call.output = rebuild(output, lambda _, x: own(x) if isinstance(x, Tensor) else x)
-            kept.append(call)
-            self._seen[id(call.module), call.index] = colours
-
-        def touched(colours: int) -> None:
-            for entry in open_calls:
-                entry[3] |= colours
-
-        taint.touched = touched
+        recording = Recording(self._model, most=1)
         call = self._inputs.own()
         leaves_now = call.leaves
         for name, part in self._part.items():
-            taint.mark(leaves_now[name], colours=1 << part)
-        with every_call(self._model, begin, end), taint:
+            recording.taint.mark(leaves_now[name], colours=1 << part)
+        with recording.watch():
             output = call.run(self._model)
-        colours = taint.colours(output)
-        self._calls = {(id(call.module), call.index): call for call in kept}
+        colours = recording.taint.colours(output)
+        self._calls, self._seen = recording.calls, recording.colours
         return output, [bool(colours >> i & 1) for i in range(self._count)]
 
     def _prove(self) -> None:
@@ -162,27 +134,16 @@ class Mixing:
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randint(self._batch, (self._count + 1, n + 1), generator=generator, device="cpu").tolist()
         parts, samples = [rows[-n:] for rows in drawn[:-1]], drawn[-1][-n:]
-        open_calls: list[Call] = []
-        kept: dict[tuple[int, int], Call] = {}
-        precision = [rounding(x) for x in self._model.parameters()]
 
-        def end(output: Any) -> None:
-            call = open_calls.pop()
-            precision.extend(map(rounding, tensors_of(output).values()))
-            key = id(call.module), call.index
-            record = self._calls.get(key)
-            if record is None:
-                return
-            rows = confirmed(record, output, self._batch, self._rows(key, parts, samples))
-            if rows is not None:
-                record.rows = rows
-                kept[key] = record
+        def compare(record: ModuleCall, output: Any) -> dict[str, list[Rows]] | None:
+            return confirmed(record, output, self._batch, self._rows(record.key, parts, samples))
 
-        with every_call(self._model, lambda call, _: open_calls.append(call), end):
+        found = Confirming(self._model, self._calls, compare)
+        with found.watch():
             expected = self._full_scores(parts, samples)
-        self._calls = kept
+        self._calls = found.calls
         whole = self._read(self.output, range(self._batch))
-        tolerance = float(max(precision, default=0.0) * torch.cat([expected, whole]).abs().max() + 1e-3 * whole.std())
+        tolerance = float(found.rounding * torch.cat([expected, whole]).abs().max() + 1e-3 * whole.std())
         try:
             # In another place and company than before, which must not matter: the mixed row, and a sample as it is.
             *others, of = ([*rows, 0] for rows in drawn)

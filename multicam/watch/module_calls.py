@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from multicam.call.tree import leaves
 
+Key = tuple[int, int]  # the id of a module, and which call of it
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -90,13 +92,12 @@ def rounding(x: Tensor) -> float:
 
 
 @dataclass(eq=False)
-class Call:
+class ModuleCall:
     """One call of a module in the recorded pass.
 
     Attributes:
         module: The module.
         index: Which call of it.
-        depends: Whether it must run again.
         output: What it returned, where it need not.
         inside: How many calls of each module (by id) it makes, its own among them.
         rows: Where the samples may lie in each tensor of the output: what all samples proved so far agree with.
@@ -104,19 +105,25 @@ class Call:
 
     module: nn.Module
     index: int
-    depends: bool = False
     output: Any = None
     inside: Counter[int] = field(default_factory=Counter)
     rows: dict[str, list[Rows]] = field(default_factory=dict)
 
+    @property
+    def key(self) -> Key:
+        """What finds the same call in another pass."""
+        return id(self.module), self.index
+
 
 @contextmanager
-def every_call(model: nn.Module, begin: Callable[[Call, Any], None], end: Callable[[Any], None]) -> Iterator[None]:
+def every_call(
+    model: nn.Module, begin: Callable[[ModuleCall, Any], None], end: Callable[[Any], None]
+) -> Iterator[None]:
     """Tell `begin` of every call of a module during the block and what it is given, and `end` what the same call returned."""
     counts: Counter[int] = Counter()
 
     def called(module: nn.Module, args: Any, kwargs: Any) -> None:
-        begin(Call(module, counts[id(module)]), (args, kwargs))
+        begin(ModuleCall(module, counts[id(module)]), (args, kwargs))
         counts[id(module)] += 1
 
     with ExitStack() as hooks:
@@ -128,7 +135,7 @@ def every_call(model: nn.Module, begin: Callable[[Call, Any], None], end: Callab
 
 
 @contextmanager
-def skipping(calls: Mapping[tuple[int, int], Call], returned: Callable[[Call], Any]) -> Iterator[None]:
+def skipping(calls: Mapping[Key, ModuleCall], returned: Callable[[ModuleCall], Any]) -> Iterator[None]:
     """Let the recorded calls, by their modules' ids and numbers, not run in the block: `returned(call)` is what they return."""
     seen: Counter[int] = Counter()
 
@@ -154,7 +161,7 @@ def tensors_of(value: Any) -> dict[str, Tensor]:
 
 
 def confirmed(
-    record: Call, again: Any, batch: int, samples: Sequence[int], but: str | None = None
+    record: ModuleCall, again: Any, batch: int, samples: Sequence[int], but: str | None = None
 ) -> dict[str, list[Rows]] | None:
     """Where the samples lie in the tensors of a record, if `again` holds these; None otherwise."""
     before, after = leaves(record.output), leaves(again)

@@ -1,8 +1,7 @@
 """Run again only what depends on one layer or on some inputs: the scores of many what-ifs of one sample."""
 
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -15,13 +14,11 @@ from multicam.call.inputs import Inputs, own
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError
 from multicam.watch.layers import Layer, Tap, Taps
-from multicam.watch.module_calls import Call, Rows, confirmed, every_call, rounding, skipping, tensors_of, where, within
+from multicam.watch.module_calls import Key, ModuleCall, Rows, confirmed, skipping, where, within
+from multicam.watch.recorded import Confirming, Read, Recording
 from multicam.watch.reshape import as_it_is
-from multicam.watch.taint import Taint, has_memory
 from multicam.watch.undisturbed import undisturbed
 
-# From the output of a pass, and the sample that each of its rows stems from, to the scores of the rows.
-Read = Callable[[Any, Sequence[int]], Tensor]
 What = Tensor | Mapping[str, Tensor]
 
 
@@ -55,13 +52,13 @@ class Replay:
         self._batch = inputs.batch
         self._shared = True  # whether the copies of a sample share their memory
         self._proved: set[int] = set()
-        self._calls: dict[tuple[int, int], Call] = {}
+        self._calls: dict[Key, ModuleCall] = {}
         self._tap: Tap
-        self._tapped: Call | None = None
-        self._record: Tensor
-        self._record_rows: list[Rows] | None = None
+        self._tapped: ModuleCall | None = None
+        self._acts: Tensor  # what the layer returned in the recorded pass
+        self._acts_rows: list[Rows] | None = None
         with self._quietly():
-            self._run_recorded()
+            self._record()
 
     def __call__(self, values: What, sample: int) -> Float[Tensor, " n"]:
         """The scores of `n` what-ifs of one sample.
@@ -92,7 +89,7 @@ class Replay:
     @property
     def skipped(self) -> list[nn.Module]:
         """The outermost modules that need not run again."""
-        return [call.module for call in self._calls.values() if not call.depends]
+        return [call.module for call in self._calls.values()]
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
@@ -107,7 +104,7 @@ class Replay:
                 f"what-ifs are a tensor (n …) with at least one row, which those of {wrong[0]!r} are not"
             )
         if isinstance(values, Tensor):
-            grid = tuple(self._gridded(self._record).shape[1:])
+            grid = tuple(self._gridded(self._acts).shape[1:])
             if tuple(values.shape[1:]) != grid:
                 raise MulticamError(
                     f"activations {tuple(values.shape)} do not fit layer {self._tap.label!r}, which has (n, {str(grid)[1:]}"
@@ -177,133 +174,104 @@ class Replay:
     ) -> AbstractContextManager[None]:
         """Let the modules that do not depend on the change return their record."""
 
-        def returned(call: Call) -> Any:
+        def returned(call: ModuleCall) -> Any:
             output = rebuild(call.output, partial(recorded, call))
             if call is not self._tapped or not isinstance(values, Tensor):
                 return output
             picked = self._tap.pick(call.output)
             return rebuild(output, lambda path, x: self._written(x, values) if path == picked else x)
 
-        def recorded(call: Call, path: str, x: Any) -> Any:
+        def recorded(call: ModuleCall, path: str, x: Any) -> Any:
             return hand_out(own(self._spread(call.rows[path][0], x, sample, n))) if isinstance(x, Tensor) else x
 
-        return skipping({key: call for key, call in self._calls.items() if not call.depends}, returned)
+        return skipping(self._calls, returned)
 
     # The recorded pass, and its check
 
-    def _run_recorded(self) -> None:
-        taint = Taint()
-        counts: Counter[int] = Counter()
-        kept: list[Call] = []
-        open_calls: list[tuple[Call, Counter[int], int]] = []
-
-        def begin(call: Call, given: Any) -> None:
-            open_calls.append((call, counts.copy(), len(kept)))
-            counts[id(call.module)] += 1
-            call.depends = bool(taint.colours(given))
-
-        def end(output: Any) -> None:
-            call, before, first = open_calls.pop()
-            call.inside = counts - before
-            if call is not self._tapped:
-                # What a call did that returned no tensor is not known.
-                tensors = tensors_of(output).values()
-                call.depends |= not tensors or bool(taint.colours(output)) or not all(map(has_memory, tensors))
-                if call.depends:
-                    return
-            del kept[first:]  # what ran inside of it never runs again
-            call.output = rebuild(output, lambda _, x: own(x) if isinstance(x, Tensor) else x)
-            kept.append(call)
+    def _record(self) -> None:
+        recording = Recording(self._model, most=0)
 
         def source(_: int, tap: Tap, x: Tensor) -> Tensor:
-            self._tap, self._record = tap, x.clone()
-            around = [call for call, _, _ in open_calls]
-            self._tapped = around[-1] if around and around[-1].module is tap.module else None
-            for call in around:
-                call.depends = call is not self._tapped
-            taint.mark(x)
+            self._tap, self._acts = tap, x.clone()
+            self._tapped = recording.start_at(x, tap.module)
             return x
 
-        def touched(_: int) -> None:
-            for entry in open_calls:
-                entry[0].depends = True
-
-        taint.touched = touched
         call = self._inputs.own()
-        taint.mark(*(leaf for name, leaf in call.leaves.items() if name in self._names))
-        with self._taps.observe(self._batch, source), every_call(self._model, begin, end), taint:
+        recording.taint.mark(*(leaf for name, leaf in call.leaves.items() if name in self._names))
+        with self._taps.observe(self._batch, source), recording.watch():
             call.run(self._model)
-        self._calls = {(id(call.module), call.index): call for call in kept}
+        self._calls = recording.calls
 
     def _prove(self, sample: int) -> None:
-        """Keep of the record what a full pass of one sample with changed values confirms, and compare scores."""
+        """Keep of the record what a full pass of one sample with changed values confirms, and compare scores.
+
+        A what-if is a small change, and a map is made of many of them. So the changes here are large, and an error of the scores must be
+        small beside theirs: `|replayed - full| <= 1e-3 max |full - unchanged|`, and what rounding makes of the largest score.
+        """
         if self._proved and not self._calls:
             return
         n = 2 if self._batch != 2 else 3  # another size than the record's tells which axis is the batch
-        generator = torch.Generator().manual_seed(sample)
-        open_calls: list[Call] = []
-        kept: set[tuple[int, int]] = set()
-        precision = [rounding(x) for x in self._model.parameters()]
-        leaves_now = self._inputs.leaves
-        values: What = {
-            name: _changed(Rows(self._batch, 0).spread(leaves_now[name], sample, n), generator) for name in self._names
-        }
-
-        def end(output: Any) -> None:
-            call = open_calls.pop()
-            precision.extend(map(rounding, tensors_of(output).values()))
-            record = self._calls.get((id(call.module), call.index))
-            if record is None:
-                return
-            picked = self._tap.pick(output) if record is self._tapped else None
-            rows = confirmed(record, output, self._batch, [sample] * n, picked)
-            if picked is not None and rows is not None:
-                rows = rows | {picked: self._record_rows} if self._record_rows else None
-            if rows is not None:
-                record.rows = rows
-                kept.add((id(call.module), call.index))
-
-        def source(_: int, tap: Tap, x: Tensor) -> Tensor:
-            nonlocal values
-            self._record_rows = where(self._record, x, self._batch, [sample] * n, self._record_rows)
-            values = _changed(self._gridded(x), generator)
-            return self._written(x, values)
-
-        def alone(_: int, tap: Tap, x: Tensor) -> Tensor:
-            assert isinstance(values, Tensor)
-            return self._written(x, values[:1])
-
-        watched = every_call(self._model, lambda call, _: open_calls.append(call), end)
-        expected = self._full_scores(values, sample, n, source, watched)
-        self._calls = {key: call for key, call in self._calls.items() if key in kept}
-        if self._tapped not in self._calls.values():
-            self._tapped = None
-        # Small changes of the score are what maps are made of, so an error must be small beside these.
+        values, expected, precision = self._confirm(sample, n)
         change = (expected - self._unchanged[sample]).abs().max()
         size = torch.cat([expected, self._unchanged]).abs().max()
-        tolerance = float(1e-3 * change + max(precision, default=0.0) * size)
-        # One row by itself: it must not matter what else is in the batch.
-        first = values[:1] if isinstance(values, Tensor) else {name: rows[:1] for name, rows in values.items()}
-        if not within(self._full_scores(first, sample, 1, alone, nullcontext()), expected[:1], tolerance):
-            warnings.warn(
+        tolerance = float(1e-3 * change + precision * size)
+        if not within(self._alone(values, sample), expected[:1], tolerance):
+            self._give_up(
                 f"a what-if has another score in {type(self._model).__name__} alone than among others: scores depend on what else is in the "
-                "batch (a normalisation over it, say) or on earlier calls; all is run for every change, and batch_size=1 runs each alone",
-                stacklevel=2,
+                "batch (a normalisation over it, say) or on earlier calls; all is run for every change, and batch_size=1 runs each alone"
             )
-            self._calls, self._tapped = {}, None
         if self._batch > 1:
             # A module that is skipped does not renew what it keeps for others. This leaves another sample's there, to be noticed.
             self._inputs.take([(sample + 1) % self._batch]).own().run(self._model)
-        if not self._calls or any(
-            self._agrees(values, expected, sample, n, tolerance, s) for s in (self._shared, False)
-        ):
-            return
+        agree = (self._agrees(values, expected, sample, n, tolerance, shared) for shared in (self._shared, False))
+        if self._calls and not any(agree):
+            self._give_up(
+                f"running a part of {type(self._model).__name__} again does not give the scores of running all of it, so all of it is run "
+                "for every change: some of its modules do not depend on what they are given alone"
+            )
+
+    def _confirm(self, sample: int, n: int) -> tuple[What, Float[Tensor, " n"], float]:
+        """A full pass with every entry changed: the values, the scores, and by how much rounding may change numbers."""
+        generator = torch.Generator().manual_seed(sample)
+        given = self._inputs.leaves
+        values: What = {
+            name: _changed(Rows(self._batch, 0).spread(given[name], sample, n), generator) for name in self._names
+        }
+
+        def source(_: int, tap: Tap, x: Tensor) -> Tensor:
+            nonlocal values
+            self._acts_rows = where(self._acts, x, self._batch, [sample] * n, self._acts_rows)
+            values = _changed(self._gridded(x), generator)
+            return self._written(x, values)
+
+        def compare(record: ModuleCall, output: Any) -> dict[str, list[Rows]] | None:
+            # What the layer returned is what it was told to; where its samples lie, the tap has seen.
+            picked = self._tap.pick(output) if record is self._tapped else None
+            rows = confirmed(record, output, self._batch, [sample] * n, picked)
+            if picked is None or rows is None:
+                return rows
+            return rows | {picked: self._acts_rows} if self._acts_rows else None
+
+        found = Confirming(self._model, self._calls, compare)
+        expected = self._full_scores(values, sample, n, source, found.watch())
+        self._calls = found.calls
+        if self._tapped not in self._calls.values():
+            self._tapped = None
+        return values, expected, found.rounding
+
+    def _alone(self, values: What, sample: int) -> Float[Tensor, " 1"]:
+        """The score of the first what-if by itself: it must not matter what else is in the batch."""
+        first = values[:1] if isinstance(values, Tensor) else {name: rows[:1] for name, rows in values.items()}
+
+        def alone(_: int, tap: Tap, x: Tensor) -> Tensor:
+            assert isinstance(first, Tensor)
+            return self._written(x, first)
+
+        return self._full_scores(first, sample, 1, alone, nullcontext())
+
+    def _give_up(self, why: str) -> None:
         self._calls, self._tapped = {}, None
-        warnings.warn(
-            f"running a part of {type(self._model).__name__} again does not give the scores of running all of it, so all of it is run "
-            "for every change: some of its modules do not depend on what they are given alone",
-            stacklevel=2,
-        )
+        warnings.warn(why, stacklevel=3)
 
     def _full_scores(
         self,
@@ -315,6 +283,7 @@ class Replay:
     ) -> Float[Tensor, " n"]:
         """The scores of a pass that skips and shares nothing."""
         call = self._call(values, sample, n).map(lambda _, x: x.contiguous() if isinstance(x, Tensor) else x)
+        # In this order: whoever watches sees what the layer was told to return.
         with self._taps.observe(n, receive), watched:
             try:
                 output = call.run(self._model)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multicam.watch.module_calls import Call, Rows, alike, confirmed, every_call, skipping, where, within
+from multicam.watch.module_calls import ModuleCall, Rows, alike, confirmed, every_call, skipping, where, within
 from tests.helpers.counting import counted
 
 LAYOUTS = [(1, False), (3, False), (3, True)]
@@ -82,7 +82,7 @@ def test_every_call_is_told_with_its_number_what_it_was_given_and_what_it_return
     given, returned = [], []
     names = {module: name for name, module in model.named_modules()}
 
-    def begin(call: Call, what: object) -> None:
+    def begin(call: ModuleCall, what: object) -> None:
         told.append((names[call.module], call.index))
         given.append(what)
 
@@ -101,8 +101,8 @@ def test_every_call_is_told_with_its_number_what_it_was_given_and_what_it_return
 def test_recorded_calls_do_not_run_and_those_inside_them_count_as_seen() -> None:
     model, x = Nested(), torch.rand(3, 2)
     key = id(model.outer), 0
-    record = Call(model.outer, 0, output=torch.ones(3, 2), inside=Counter([id(model.outer), id(model.outer[1])]))
-    second = Call(model.outer[1], 1, output=torch.full((3, 2), 7.0), inside=Counter([id(model.outer[1])]))
+    record = ModuleCall(model.outer, 0, output=torch.ones(3, 2), inside=Counter([id(model.outer), id(model.outer[1])]))
+    second = ModuleCall(model.outer[1], 1, output=torch.full((3, 2), 7.0), inside=Counter([id(model.outer[1])]))
     calls = {key: record, (id(model.outer[1]), 1): second}
     with torch.no_grad(), counted(model) as runs, skipping(calls, lambda call: call.output + 1):
         first = model(x)
@@ -115,14 +115,14 @@ def test_recorded_calls_do_not_run_and_those_inside_them_count_as_seen() -> None
 
 def test_modules_run_again_after_whatever_was_raised() -> None:
     model = Nested()
-    with pytest.raises(KeyError), skipping({(id(model.outer), 0): Call(model.outer, 0)}, lambda call: {}["none"]):
+    with pytest.raises(KeyError), skipping({(id(model.outer), 0): ModuleCall(model.outer, 0)}, lambda call: {}["none"]):
         model(torch.rand(3, 2))
     assert [name for module in model.modules() for name in vars(module) if name == "_call_impl"] == []
 
 
 def test_a_record_is_confirmed_tensor_by_tensor() -> None:
     x, one = torch.rand(4, 2), torch.rand(2)
-    record = Call(nn.Identity(), 0, output={"x": x, "one": one, "name": "relu"})
+    record = ModuleCall(nn.Identity(), 0, output={"x": x, "one": one, "name": "relu"})
     again = {"x": x[[2, 2, 0]], "one": one.clone(), "name": "relu"}
     assert confirmed(record, again, 4, [2, 2, 0]) == {"x": [Rows(4, 0)], "one": [Rows(4)]}
     assert confirmed(record, again | {"name": "gelu"}, 4, [2, 2, 0]) is None

@@ -1,0 +1,139 @@
+"""The record of a pass, and the pass that confirms it: which calls of modules need not run again, and what they return instead.
+
+Replays and mixing stand on it. A record says what each call of a module returned, and what that depends on, found by the marks of `Taint`. It
+is believed only where a full pass, with other values and another number of rows, returns the same again.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from multicam.call.inputs import own
+from multicam.call.tree import rebuild
+from multicam.watch.module_calls import Key, ModuleCall, Rows, every_call, rounding, tensors_of
+from multicam.watch.taint import Taint, has_memory
+
+# From the output of a pass, and the sample that each of its rows stems from, to the scores of the rows.
+Read = Callable[[Any, Sequence[int]], Tensor]
+
+
+@dataclass(eq=False)
+class _Open:
+    """A call of the pass that has begun, with what was counted and kept before it, and the colours that it has met so far."""
+
+    call: ModuleCall
+    before: Counter[int]
+    first: int
+    colours: int
+
+
+class Recording:
+    """One pass whose outermost calls that depend on few enough of the marked things are kept.
+
+    Args:
+        model: Any module.
+        most: On how many colours, see `Taint`, a kept call may depend.
+
+    Attributes:
+        taint: Where to mark what will be changed, before the pass or in it.
+        calls: The calls that are kept, each with its output; known after the pass.
+        colours: What each of them depends on.
+    """
+
+    def __init__(self, model: nn.Module, most: int) -> None:
+        self._model, self._most = model, most
+        self.taint = Taint()
+        self.taint.touched = self._touched
+        self.calls: dict[Key, ModuleCall] = {}
+        self.colours: dict[Key, int] = {}
+        self._counts: Counter[int] = Counter()
+        self._kept: list[ModuleCall] = []
+        self._open: list[_Open] = []
+        self._source: ModuleCall | None = None
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Record the pass that runs during the block."""
+        with every_call(self._model, self._begin, self._end), self.taint:
+            yield
+        self.calls = {call.key: call for call in self._kept}
+
+    def start_at(self, x: Tensor, module: nn.Module) -> ModuleCall | None:
+        """Mark a part of what `module` is about to return.
+
+        Its call is kept all the same, as it returns what it is told to; None where a call in it or around it returned the tensor.
+        """
+        innermost = self._open[-1].call if self._open else None
+        self._source = innermost if innermost is not None and innermost.module is module else None
+        for entry in self._open:
+            entry.colours |= 1
+        self.taint.mark(x)
+        return self._source
+
+    def _begin(self, call: ModuleCall, given: Any) -> None:
+        self._open.append(_Open(call, self._counts.copy(), len(self._kept), self.taint.colours(given)))
+        self._counts[id(call.module)] += 1
+
+    def _end(self, output: Any) -> None:
+        entry = self._open.pop()
+        call = entry.call
+        call.inside = self._counts - entry.before
+        tensors = tensors_of(output).values()
+        colours = entry.colours | self.taint.colours(output)
+        if call is not self._source:
+            # What a call did that returned no tensor is not known.
+            if not tensors or not all(map(has_memory, tensors)) or colours.bit_count() > self._most:
+                return
+            self.colours[call.key] = colours
+        del self._kept[entry.first :]  # what ran inside of it never runs again
+        call.output = rebuild(output, lambda _, x: own(x) if isinstance(x, Tensor) else x)
+        self._kept.append(call)
+
+    def _touched(self, colours: int) -> None:
+        # Whatever happens inside of a call may find its way out of it unseen.
+        for entry in self._open:
+            entry.colours |= colours
+
+
+class Confirming:
+    """A full pass that confirms a record, or parts of it.
+
+    Args:
+        model: Any module.
+        recorded: The calls of the record.
+        compare: Where the rows of the pass lie in a call's record, given what the same call returned now; None where it is not the same.
+
+    Attributes:
+        calls: The calls that returned the same again, with what is known of their rows; known after the pass.
+        rounding: By how much the numbers of two passes may differ, as a share of the largest.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recorded: Mapping[Key, ModuleCall],
+        compare: Callable[[ModuleCall, Any], dict[str, list[Rows]] | None],
+    ) -> None:
+        self._model, self._recorded, self._compare = model, recorded, compare
+        self.calls: dict[Key, ModuleCall] = {}
+        self.rounding = max(map(rounding, model.parameters()), default=0.0)
+        self._open: list[ModuleCall] = []
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Compare the pass that runs during the block."""
+        with every_call(self._model, lambda call, _: self._open.append(call), self._end):
+            yield
+
+    def _end(self, output: Any) -> None:
+        key = self._open.pop().key
+        self.rounding = max([self.rounding, *map(rounding, tensors_of(output).values())])
+        record = self._recorded.get(key)
+        rows = None if record is None else self._compare(record, output)
+        if record is not None and rows is not None:
+            record.rows = rows
+            self.calls[key] = record
