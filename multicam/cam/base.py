@@ -22,11 +22,12 @@ from multicam.watch.trace import Site, Trace
 from multicam.watch.undisturbed import unwrapped
 
 LayersLike = LayerLike | Mapping[str, LayerLike]
-# How a CAM was given its layers decides what it returns. A mapping's values are `object`, because that is what mypy makes of
-# one with a path beside a `Layer`; what they are is checked at run time. The default is for subclasses without parameters.
-L = TypeVar("L", bound=LayerLike | Mapping[str, object], covariant=True, default=LayersLike)
-# Which inputs an InputCAM explains decides likewise. Not for sure, where it may be None: that is one input or several.
-I = TypeVar("I", bound=str | Sequence[str], covariant=True, default=str | Sequence[str])
+# What a CAM returns is decided by how it was given its layers, one or a mapping of them, so this is a part of its type; the
+# defaults are those of subclasses that say nothing of it. The values of a mapping are objects here, because type checkers
+# take a path beside a `Layer` for that, and are checked when they are used.
+L = TypeVar("L", bound=LayerLike | Mapping[str, object], covariant=True, default=LayerLike | Mapping[str, object])
+# The same for the names of an InputCAM. Without names it returns one map or several, as the call has inputs.
+N = TypeVar("N", bound=str | Sequence[str], covariant=True, default=str | Sequence[str])
 
 
 class CAM(ABC, Generic[L]):
@@ -195,8 +196,8 @@ def explain_methods(
     return maps if isinstance(layers, Mapping) else {name: named[ONLY] for name, named in maps.items()}
 
 
-def _named_layers(layers: LayersLike) -> dict[str, Layer]:
-    named = dict(layers) if isinstance(layers, Mapping) else {ONLY: layers}
+def _named_layers(layers: LayerLike | Mapping[str, Any]) -> dict[str, Layer]:
+    named = layers if isinstance(layers, Mapping) else {ONLY: layers}
     if not named:
         raise MulticamError("no layer to explain; list_layers(model, inputs) shows those there are")
     return {str(name): Layer.of(layer) for name, layer in named.items()}
@@ -249,7 +250,7 @@ def _warn(text: str) -> None:
     warnings.warn(text, stacklevel=6)
 
 
-class InputCAM(ABC, Generic[I]):
+class InputCAM(ABC, Generic[N]):
     """A method with one map for each image input, at the input's own size, as a density like those of `CAM`.
 
     Args:
@@ -260,7 +261,7 @@ class InputCAM(ABC, Generic[I]):
 
     comparable: ClassVar[bool] = True
 
-    def __init__(self, model: nn.Module, inputs: I | None = None, *, output: OutputLike = None) -> None:
+    def __init__(self, model: nn.Module, inputs: N | None = None, *, output: OutputLike = None) -> None:
         self.model = unwrapped(model)
         self.single = isinstance(inputs, str)
         self.inputs = as_names(inputs)

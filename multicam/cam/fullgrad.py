@@ -11,7 +11,7 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from multicam.call.inputs import Inputs, frames_second, wide
 from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output
-from multicam.cam.base import I, InputCAM
+from multicam.cam.base import InputCAM, N
 from multicam.errors import MulticamError
 from multicam.maps import resized
 from multicam.watch.layers import Layer, Tap, Taps
@@ -22,7 +22,7 @@ from multicam.watch.undisturbed import undisturbed, unwrapped
 BIASED = nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.Linear
 
 
-class FullGrad(InputCAM[I]):
+class FullGrad(InputCAM[N]):
     """FullGrad: the strength of the input-gradient and of every bias-gradient, each rescaled, added up.
 
     `saliency = sum_c psi(x G_x) + sum_l sum_c psi(b_l G_l)` with `psi = upsample(rescale to 0..1(abs(·)))` for each
@@ -61,7 +61,7 @@ class FullGrad(InputCAM[I]):
         return {name: _added(parts, drawn) for name, parts in terms.items()}
 
 
-class CompleteFullGrad(InputCAM[I]):
+class CompleteFullGrad(InputCAM[N]):
     """FullGrad without post-processing: the evidence of the input and of every bias, with its sign, added up.
 
     `saliency = sum_c x G_x + sum_l sum_c b_l G_l`. In a network of ReLUs, linear layers and batch normalisation this is

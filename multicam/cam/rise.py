@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
 from multicam.call.scorer import OutputLike, TargetLike
-from multicam.cam.base import I, InputCAM
+from multicam.cam.base import InputCAM, N
 from multicam.cam.masking import times_masks
 from multicam.errors import MulticamError, at_least_one
 from multicam.printing import progress
 from multicam.watch.trace import Trace
 
 
-class RISE(InputCAM[I]):
+class RISE(InputCAM[N]):
     """RISE: how the score follows random masks, pixel by pixel; nothing of the model but its output is looked at.
 
     Coarse random grids, each cell kept with probability `keep`, are enlarged smoothly, shifted and multiplied with the
@@ -47,7 +47,7 @@ class RISE(InputCAM[I]):
     def __init__(
         self,
         model: nn.Module,
-        inputs: I | None = None,
+        inputs: N | None = None,
         *,
         output: OutputLike = None,
         masks: int = 4000,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import isabstract
 from math import isfinite
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -34,7 +34,8 @@ class Wrapper(CAM[L], ABC):
     def __init__(self, cam: CAM[L]) -> None:
         if not isinstance(cam, CAM):  # callers without a type checker
             raise MulticamError(f"{type(self).__name__} refines a CAM, such as GradCAM(model, layers), not {cam!r}")
-        super().__init__(cam.model, cam.layers if cam.named else cam.layers[ONLY], output=cam.output)
+        layers = cast(L, cam.layers if cam.named else cam.layers[ONLY])  # one or a mapping, as it was given
+        super().__init__(cam.model, layers, output=cam.output)
         self.cam = cam
         self.comparable = cam.comparable
 
