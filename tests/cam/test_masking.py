@@ -21,6 +21,7 @@ from multicam.cam.rise import RISE
 from multicam.cam.weighted import SmoothGradCAMPlusPlus
 from tests.helpers.counting import counted
 from tests.helpers.engines import assert_close, pgc_raw
+from tests.helpers.grids import same_size
 from tests.helpers.hygiene import Stop, assert_unchanged, dirty, raising, state
 from tests.helpers.models import Fusion, Siamese, fusion_inputs, seeded
 
@@ -86,14 +87,6 @@ def test_is_cam_is_torchcams_where_the_masks_are_not_enlarged() -> None:
             found = extractor(2, normalized=False)[0]
         cam = method(model, "1")
         assert_close(cam.saliency(cam.trace(x, 2).sites[""]), found.to(x), 1e-5)
-
-
-def same_size() -> tuple[nn.Sequential, Tensor]:
-    """A net whose layer `"1"` has the grid of its input: enlarging does nothing, whatever the library does there."""
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        mixed = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Tanh(), nn.Flatten()]
-        return nn.Sequential(*mixed, nn.Linear(4 * 8 * 6, 4)).eval(), torch.rand(2, 3, 10, 8)
 
 
 def test_score_and_ablation_cam_are_those_of_pytorch_grad_cam() -> None:
@@ -279,82 +272,6 @@ def test_a_flat_channel_masks_everything_and_divides_by_nothing() -> None:
     assert found.isfinite().all()
 
 
-# RISE
-
-
-class Weighed(nn.Module):
-    """The sum of an image's pixels, weighed, and a constant."""
-
-    def __init__(self, weights: Tensor) -> None:
-        super().__init__()
-        self.weights = weights
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ((x * self.weights).sum((1, 2, 3)) + 7)[:, None]
-
-
-def test_rise_of_a_linear_model_is_its_weights_times_the_input() -> None:
-    """The evidence lies where the weights are."""
-    weights = torch.zeros(24, 24)
-    weights[4:10, 12:20] = 1.0
-    weights[16:20, 2:6] = -0.5
-    x = torch.rand(2, 1, 24, 24, generator=torch.Generator().manual_seed(0))
-    found = RISE(Weighed(weights), masks=2000, cells=6)(x, 0, signed=True)
-    smooth = F.avg_pool2d((x * weights), 5, 1, 2)[:, 0]
-    for b in range(2):
-        assert np.corrcoef(found[b].flatten(), smooth[b].flatten())[0, 1] > 0.85
-
-
-@pytest.mark.parametrize(("where", "tolerance"), [("even", 0.02), ("centre", 0.08), ("corner", 0.15)])
-def test_the_mean_of_rise_is_the_score_less_that_of_zeros(where: str, tolerance: float) -> None:
-    """On average over seeds. Without regard to the border, the corner's came out as 0.57 of it."""
-    weights = torch.zeros(28, 28)
-    weights[{"even": slice(None), "centre": slice(10, 18), "corner": slice(0, 4)}[where]] = 1
-    weights = weights * weights.mT
-    x = torch.ones(1, 1, 28, 28)
-    means = [RISE(Weighed(weights), masks=1000, seed=s)(x, 0, signed=True).mean() / weights.sum() for s in range(12)]
-    assert torch.stack(means).mean().item() == pytest.approx(1, abs=tolerance)
-
-
-def test_rise_is_the_papers_map_without_its_constant() -> None:
-    model, x = same_size()
-    seen: list[Tensor] = []
-    rise = RISE(model, masks=64, cells=8, keep=0.4, batch_size=16)
-    trace_of = x[:1]
-    hook = model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    found = rise(trace_of, 2, signed=True)[0]
-    hook.remove()
-    rows = torch.cat([x for x in seen if len(x) == 16])
-    masks = (rows / trace_of).mean(1)
-    scores = model(rows)[:, 2].detach()
-    paper = (scores[:, None, None] * masks).mean(0) / 0.4
-    covariance = (paper - scores.mean() * masks.mean(0) / 0.4) / 0.6
-    inside = slice(3, 7), slice(2, 6)  # further from the border than a cell reaches
-    assert_close(found[inside], covariance[inside] * (80 / 2), 1e-3)
-
-
-def test_rise_masks_each_input_alone_and_leaves_an_ignored_one_at_zero() -> None:
-    class Ignoring(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fusion = seeded(Fusion)
-
-        def forward(self, rgb: Tensor, depth: Tensor, texture: Tensor) -> Tensor:
-            return self.fusion(rgb, depth, torch.ones_like(texture) + 0 * texture)
-
-    maps = RISE(Ignoring(), masks=40)(fusion_inputs(2), 1, signed=True)
-    assert maps.comparable
-    assert maps["texture"].abs().max() < 1e-6 * maps["rgb"].abs().max()
-    alone = RISE(Ignoring(), "depth", masks=40, batch_size=7)(fusion_inputs(2), 1, signed=True)
-    assert_close(alone, maps["depth"], 1e-4)
-
-
-def test_rise_chooses_the_class_once() -> None:
-    model, x = same_size()
-    top = model(x).argmax(1).tolist()
-    assert_close(RISE(model, masks=32)(x), RISE(model, masks=32)(x, top))
-
-
 # Nothing of the user's is changed; what does not fit is refused
 
 
@@ -401,7 +318,7 @@ def test_wrong_settings_are_refused() -> None:
     with pytest.raises(MulticamError, match="keep is a share between 0 and 1"):
         RISE(model, keep=1.0)
     with pytest.raises(MulticamError, match=r"'ids' is no image input; the image inputs are: 'image'"):
-        from models import Captioned
+        from tests.helpers.models import Captioned
 
         RISE(seeded(Captioned), "ids", output="logits")({"image": x, "ids": torch.ones(2, 3, dtype=torch.long)})
     with pytest.raises(MulticamError, match="no input 'rbg'"):
