@@ -74,11 +74,11 @@ def normal(shape: Sequence[int], key: tuple[int, ...], dtype: torch.dtype = torc
     return torch.randn(tuple(shape), generator=seeded(*key), dtype=dtype, device="cpu")
 
 
-def spread(leaf: Tensor) -> Tensor:
+def value_range(leaf: Tensor) -> Tensor:
     """The range of values of each sample, on axes that broadcast against the input `(b …)`; of complex ones, of their size.
 
     Example:
-        >>> spread(torch.tensor([[1.0, 4.0], [2.0, 2.0]]))
+        >>> value_range(torch.tensor([[1.0, 4.0], [2.0, 2.0]]))
         tensor([[3.],
                 [0.]])
     """

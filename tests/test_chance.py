@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from multicam import MulticamError
-from multicam.chance import mean_interval, normal, spread
+from multicam.chance import mean_interval, normal, value_range
 
 
 def test_the_numbers_of_a_key_do_not_depend_on_what_was_drawn_before_or_on_the_global_state() -> None:
@@ -76,6 +76,6 @@ def test_refusals() -> None:
 
 def test_the_spread_of_each_sample_broadcasts_against_it() -> None:
     x = torch.tensor([[[1.0, 4.0], [0.0, 2.0]], [[5.0, 5.0], [5.0, 5.0]]])
-    assert torch.equal(spread(x), torch.tensor([4.0, 0.0])[:, None, None])
+    assert torch.equal(value_range(x), torch.tensor([4.0, 0.0])[:, None, None])
     turned = torch.tensor([[3 + 4j, 1j]])
-    assert torch.equal(spread(turned), torch.tensor([[4.0]]))
+    assert torch.equal(value_range(turned), torch.tensor([[4.0]]))

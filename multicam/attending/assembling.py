@@ -145,7 +145,7 @@ class Assembling:
         weights = fold(found.weights)
         same_heads = found.probs is not None and len(found.probs) == n
 
-        def laid(m: Tensor, _: Tensor) -> Tensor:
+        def as_matrices(m: Tensor, _: Tensor) -> Tensor:
             m = found.lay(m)
             return fold(m) if len(m) == n else m.reshape(len(rows), -1, *m.shape[1:])
 
@@ -165,7 +165,7 @@ class Assembling:
         return self._call(
             found.path, source="product" if found.probs is None else "softmax", softmax_over=found.softmax_over, rows=rows,
             columns=columns, values=values, heads=heads, has_keys=found.q is not None, matrices=(probs, weights),
-            differentiated=_source(found.source, laid, found.reason),
+            differentiated=_source(found.source, as_matrices, found.reason),
         )  # fmt: skip
 
     def _ids(self, operand: Operand | None, matrices: Tensor | None, tokens: Tensor) -> Tensor:
@@ -222,9 +222,9 @@ class Assembling:
         """Ids for tokens that are the model's own, such as learned queries."""
         same = rows.shape == columns.shape and not rows.any() and not columns.any()
         if not rows.any():
-            rows = self._origins.own(len(rows), rows.shape[1], self._sampled(columns))
+            rows = self._origins.fresh(len(rows), rows.shape[1], self._sampled(columns))
         if not columns.any():
-            columns = rows if same else self._origins.own(len(columns), columns.shape[1], self._sampled(rows))
+            columns = rows if same else self._origins.fresh(len(columns), columns.shape[1], self._sampled(rows))
         self._origins.places.attended(columns)
         return rows, columns
 

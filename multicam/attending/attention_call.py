@@ -312,14 +312,14 @@ class AttentionCall:
         if (self.columns < 0).any() and onto in self.forward.layouts:
             return self._said_map(matrix, sample, onto, query, self.forward.layouts[onto])
         dense = self.dense(matrix, sample)
-        return self.forward.laid(dense.keys, dense.line(query, of), onto)
+        return self.forward.on_input(dense.keys, dense.line(query, of), onto)
 
     def _said_map(self, matrix: Tensor, sample: int, onto: str, query: Query, said: Tokens) -> Tensor:
         if not isinstance(query, int) and query != "mean":
             raise MulticamError(f'with layouts= a query is a number or "mean", not {query!r}')
         rows = matrix[sample, 0]
         line = rows.mean(0) if query == "mean" else rows[checked_query(query, len(rows), f"attention {self.name!r}")]
-        return self.forward.spread(said(line.view(1, -1, 1))[:, 0], onto)
+        return self.forward.density(said(line.view(1, -1, 1))[:, 0], onto)
 
     _forgotten = "only what keep=… returned was kept, in Attention.kept"
 

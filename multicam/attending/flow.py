@@ -98,7 +98,7 @@ class Flow:
         return matrix if self._start_is_evidence else matrix - torch.eye(*matrix.shape).to(matrix)
 
     def _laid(self, lines: Sequence[tuple[Tensor, Tensor]], onto: str) -> Tensor:
-        found = torch.cat([self.forward.laid(tokens, line, onto) for tokens, line in lines])
+        found = torch.cat([self.forward.on_input(tokens, line, onto) for tokens, line in lines])
         if not found.any():
             warnings.warn(
                 f"the {self.name} onto {onto!r} is zero: no attention leads these queries there, or the score does not depend on any that "
@@ -254,7 +254,9 @@ def legrad(att: Sequence[AttentionCall], *, forward: int | None = None) -> Maps:
         means = torch.cat([dense.matrix[0].mean(0) for dense in denses.values()])
         found.append((tokens, means.new_zeros(len(tokens)).index_add_(0, at.to(means.device), means)))
     names = _placed(calls[0].forward, [tokens for tokens, _ in found])
-    return Maps({n: torch.cat([calls[0].forward.laid(*line, n) for line in found]) for n in names}, comparable=False)
+    return Maps(
+        {n: torch.cat([calls[0].forward.on_input(*line, n) for line in found]) for n in names}, comparable=False
+    )
 
 
 class _State:

@@ -35,7 +35,7 @@ class Forward:
     places: Places
     layouts: Mapping[str, Tokens]
 
-    def laid(self, tokens: Int[Tensor, " n"], amounts: Float[Tensor, " n"], onto: str) -> Float[Tensor, "1 *size"]:
+    def on_input(self, tokens: Int[Tensor, " n"], amounts: Float[Tensor, " n"], onto: str) -> Float[Tensor, "1 *size"]:
         """What each token has been given, as a density on an input: its mean is the sum over the input's tokens.
 
         Tokens of the same part are added up, and so are the densities of several grids; tokens that stand for the whole of the
@@ -60,7 +60,7 @@ class Forward:
         parts = tokens[(self._sides(tokens.cpu()) < 1).any(1).to(tokens.device)]
         return [name for name in self.places.names if self.places.select(parts, name).any()]
 
-    def spread(self, grid_map: Float[Tensor, "1 *grid"], onto: str) -> Float[Tensor, "1 *size"]:
+    def density(self, grid_map: Float[Tensor, "1 *grid"], onto: str) -> Float[Tensor, "1 *size"]:
         """What each cell of a grid has been given, as a density on an input."""
         size = self.sizes[onto]
         while grid_map.ndim - 1 > len(size) and grid_map.shape[-1] == 1:
@@ -78,7 +78,7 @@ class Forward:
     def _gridded(self, ids: Tensor, amounts: Tensor, onto: str) -> Tensor:
         grid, cells = self.places.cells(ids, onto)
         flat = amounts.new_zeros(prod(grid)).index_add_(0, cells.to(amounts.device), amounts)
-        return self.spread(flat.view(1, *grid), onto)
+        return self.density(flat.view(1, *grid), onto)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ class Dense:
     def footprint(self, query: Query, onto: str) -> Float[Tensor, "1 *size"]:
         """What each key has been given by a query, where the key is."""
         cells = int(self.forward.places.select(self.keys, onto).sum())
-        return self.forward.laid(self.keys, self.line(query, None) / max(cells, 1), onto)
+        return self.forward.on_input(self.keys, self.line(query, None) / max(cells, 1), onto)
 
     def _describe(self) -> str:
         return " -> ".join(map(self.forward.places.describe, (self.queries, self.keys)))

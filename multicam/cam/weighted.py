@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from multicam.call.scorer import OutputLike
 from multicam.call.targets.scores import ClassScore
 from multicam.cam.base import CAM, L
-from multicam.chance import normal, spread
+from multicam.chance import normal, value_range
 from multicam.errors import MulticamError, at_least_one, number
 from multicam.printing import progress
 from multicam.watch.trace import Site, Trace
@@ -325,7 +325,7 @@ class SmoothGradCAMPlusPlus(WeightedCAM[L]):
                 if name not in images:
                     return leaf
                 noise = normal(leaf.shape[1:], (self.seed, i, images.index(name))).to(leaf)
-                return leaf + self.std * spread(leaf) * noise
+                return leaf + self.std * value_range(leaf) * noise
 
             for name, site in trace.again(trace.inputs.map(noisy)).sites.items():
                 sums[name] = [total + site.grads**p / self.samples for p, total in enumerate(sums[name], 1)]

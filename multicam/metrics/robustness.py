@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from multicam.call.baselines import Baseline, baselines
 from multicam.call.inputs import Inputs, wide
 from multicam.call.scorer import OutputLike, TargetLike
-from multicam.chance import seeded, spread
+from multicam.chance import seeded, value_range
 from multicam.errors import MulticamError, at_least_one, number
 from multicam.metrics.explanations import Explain, by_name, explained_maps
 from multicam.metrics.localization import correlation
@@ -251,7 +251,7 @@ def sensitivity(
         for i, name in enumerate(names):
             leaf = trace.inputs.leaves[name]
             noise = torch.rand(leaf.shape[1:], generator=seeded(seed, draw, i), device="cpu") * 2 - 1
-            noisy[name] = leaf + (radius * spread(leaf) * noise.to(leaf.device)).to(leaf.dtype)
+            noisy[name] = leaf + (radius * value_range(leaf) * noise.to(leaf.device)).to(leaf.dtype)
         worst = torch.maximum(worst, (_flat(explain, trace, trace.inputs.replace(noisy)) - before).norm(dim=1))
     return torch.where(worst == 0, worst, worst / before.norm(dim=1)).cpu()
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from multicam.call.baselines import Baseline, baselines, references_of
 from multicam.call.inputs import wide
 from multicam.call.scorer import OutputLike, TargetLike
-from multicam.chance import normal, seeded, spread
+from multicam.chance import normal, seeded, value_range
 from multicam.errors import at_least_one, number
 from multicam.printing import progress
 from multicam.saliency.attributions import Attributions
@@ -257,7 +257,7 @@ def _moments(
     """The mean and the variance of the gradient over noisy inputs, by input; the arguments as for `smoothgrad`."""
     number("std", std)
     leaves: dict[str, Tensor] = {name: trace.inputs.leaves[name] for name in names}
-    strengths = {name: std * spread(leaf) for name, leaf in leaves.items()}
+    strengths = {name: std * value_range(leaf) for name, leaf in leaves.items()}
 
     def noisy(name: str, rows: Sequence[int], draws: Sequence[int]) -> Tensor:
         leaf = leaves[name]

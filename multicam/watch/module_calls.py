@@ -32,7 +32,7 @@ class Rows:
     each: int = 1
     apart: bool = False
 
-    def spread(self, x: Tensor, sample: int, n: int) -> Tensor:
+    def copies(self, x: Tensor, sample: int, n: int) -> Tensor:
         """The tensor for `n` copies of one sample, which share their memory where that can be."""
         if self.axis is None:
             return x

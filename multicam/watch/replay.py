@@ -150,12 +150,12 @@ class Replay:
         def rows(name: str, leaf: Any) -> Any:
             if name in changed:
                 return _fitted(changed[name], leaf)
-            return self._spread(Rows(self._batch, 0), leaf, sample, n) if name in batched else leaf
+            return self._copies(Rows(self._batch, 0), leaf, sample, n) if name in batched else leaf
 
         return self._inputs.map(rows).own()
 
-    def _spread(self, rows: Rows, x: Tensor, sample: int, n: int) -> Tensor:
-        copies = rows.spread(x, sample, n)
+    def _copies(self, rows: Rows, x: Tensor, sample: int, n: int) -> Tensor:
+        copies = rows.copies(x, sample, n)
         return copies if self._shared else copies.contiguous()
 
     def _gridded(self, x: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class Replay:
             return rebuild(output, lambda path, x: self._written(x, values) if path == picked else x)
 
         def recorded(call: ModuleCall, path: str, x: Any) -> Any:
-            return hand_out(own(self._spread(call.rows[path][0], x, sample, n))) if isinstance(x, Tensor) else x
+            return hand_out(own(self._copies(call.rows[path][0], x, sample, n))) if isinstance(x, Tensor) else x
 
         return skipping(self._calls, returned)
 
@@ -235,7 +235,7 @@ class Replay:
         generator = torch.Generator().manual_seed(sample)
         given = self._inputs.leaves
         values: What = {
-            name: _changed(Rows(self._batch, 0).spread(given[name], sample, n), generator) for name in self._names
+            name: _changed(Rows(self._batch, 0).copies(given[name], sample, n), generator) for name in self._names
         }
 
         def source(_: int, tap: Tap, x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def tokens(of: Places, name: str, *grid: int) -> Tensor:
 
 
 def own(of: Places, n: int = 1) -> Tensor:
-    return torch.from_numpy(of.own(torch.zeros(n, dtype=torch.int64).numpy()))
+    return torch.from_numpy(of.fresh(torch.zeros(n, dtype=torch.int64).numpy()))
 
 
 def amounts(n: int, seed: int = 0) -> Tensor:
@@ -43,14 +43,14 @@ def test_a_map_is_the_amounts_in_units_of_the_input(name: str, grid: tuple[int, 
     ids = tokens(of, name, *grid)
     given = amounts(len(ids))
     shuffled = torch.randperm(len(ids), generator=torch.Generator().manual_seed(1))
-    found = forward(of).laid(ids[shuffled], given[shuffled], name)
+    found = forward(of).on_input(ids[shuffled], given[shuffled], name)
     torch.testing.assert_close(found, resized(given.view(grid) * len(ids), SIZES[name]))
 
 
 def test_a_map_is_constant_where_a_token_lies_alone_and_its_mean_is_what_all_were_given() -> None:
     of = places()
     ids, given = tokens(of, "rgb", 8, 12), amounts(96)
-    found = forward(of).laid(ids, given, "rgb")
+    found = forward(of).on_input(ids, given, "rgb")
     torch.testing.assert_close(found, given.view(1, 8, 12) * 96)
     assert float(found.mean()) == pytest.approx(float(given.sum()))
 
@@ -59,7 +59,7 @@ def test_tokens_of_the_same_part_are_added_up_and_so_are_several_grids() -> None
     of = places()
     coarse, again, fine = tokens(of, "rgb", 2, 3), tokens(of, "rgb", 2, 3), tokens(of, "rgb", 4, 6)
     first, second, third = amounts(6), amounts(6, 1), amounts(24, 2)
-    found = forward(of).laid(torch.cat([coarse, fine, again]), torch.cat([first, third, second]), "rgb")
+    found = forward(of).on_input(torch.cat([coarse, fine, again]), torch.cat([first, third, second]), "rgb")
     expected = resized((first + second).view(2, 3) * 6, (8, 12)) + resized(third.view(4, 6) * 24, (8, 12))
     torch.testing.assert_close(found, expected)
 
@@ -68,12 +68,12 @@ def test_other_inputs_own_tokens_and_those_of_the_whole_have_no_place_on_it() ->
     of = places()
     ids = torch.cat([own(of, 2), tokens(of, "rgb", 2, 3), tokens(of, "words", 5), tokens(of, "rgb", 1, 1)])
     given = amounts(len(ids))
-    found = forward(of).laid(ids, given, "rgb")
+    found = forward(of).on_input(ids, given, "rgb")
     torch.testing.assert_close(found, resized(given[2:8].view(2, 3) * 6, (8, 12)))
     with pytest.raises(MulticamError, match="none of the tokens stands for input 'clip': 2 own"):
-        forward(of).laid(ids, given, "clip")
+        forward(of).on_input(ids, given, "clip")
     with pytest.raises(MulticamError, match="stands for the whole of 'rgb'"):
-        forward(of).laid(ids[-1:], given[-1:], "rgb")
+        forward(of).on_input(ids[-1:], given[-1:], "rgb")
 
 
 def test_absent_tokens_are_given_nothing() -> None:
@@ -81,7 +81,7 @@ def test_absent_tokens_are_given_nothing() -> None:
     ids, given = tokens(of, "rgb", 8, 12), amounts(96)
     kept = torch.arange(96) % 5 != 0
     expected = (given * kept).view(1, 8, 12) * 96
-    torch.testing.assert_close(forward(of).laid(ids[kept], given[kept], "rgb"), expected)
+    torch.testing.assert_close(forward(of).on_input(ids[kept], given[kept], "rgb"), expected)
 
 
 def test_the_inputs_that_tokens_stand_for_a_part_of() -> None:
@@ -96,10 +96,10 @@ def test_the_inputs_that_tokens_stand_for_a_part_of() -> None:
 def test_a_grid_is_spread_over_its_input_as_a_density() -> None:
     of = places()
     grid = amounts(6).view(1, 2, 3)
-    torch.testing.assert_close(forward(of).spread(grid, "rgb"), resized(grid[0] * 6, (8, 12)))
+    torch.testing.assert_close(forward(of).density(grid, "rgb"), resized(grid[0] * 6, (8, 12)))
     line = amounts(5).view(1, 5, 1)  # words that might have been an image
-    torch.testing.assert_close(forward(of).spread(line, "words"), line[..., 0] * 5)
-    torch.testing.assert_close(forward(of).spread(amounts(4)[None], "rgb"), amounts(4)[None] * 4)  # no map of it
+    torch.testing.assert_close(forward(of).density(line, "words"), line[..., 0] * 5)
+    torch.testing.assert_close(forward(of).density(amounts(4)[None], "rgb"), amounts(4)[None] * 4)  # no map of it
 
 
 def dense(of: Places, queries: Tensor, keys: Tensor, numbers: Tensor | None = None) -> Dense:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from multicam import Inputs, MulticamError
 from multicam.call.baselines import BLUR, baselines
-from multicam.chance import normal, spread
+from multicam.chance import normal, value_range
 
 
 def call(**more: Tensor) -> Inputs:
@@ -124,5 +124,5 @@ def test_noise_is_normal_and_belongs_to_its_key() -> None:
 
 def test_the_spread_of_each_sample() -> None:
     x = torch.tensor([[[[1.0, 5.0]]], [[[-2.0, -2.0]]]])
-    assert spread(x).tolist() == [[[[4.0]]], [[[0.0]]]]
-    assert spread(x.to(torch.complex64)).shape == (2, 1, 1, 1)
+    assert value_range(x).tolist() == [[[[4.0]]], [[[0.0]]]]
+    assert value_range(x.to(torch.complex64)).shape == (2, 1, 1, 1)

@@ -21,7 +21,7 @@ from multicam import (
     occlusion,
 )
 from multicam.chance import seeded as generator
-from multicam.chance import spread
+from multicam.chance import value_range
 from multicam.metrics.explanations import explainer
 from multicam.metrics.robustness import Infidelity, infidelity, rectangles, sensitivity
 from multicam.saliency.attributions import Attributions
@@ -192,7 +192,7 @@ def test_captum_agrees_on_the_same_noise() -> None:
         noisy = []
         for i, x in enumerate(given):
             draws = [torch.rand(x.shape[1:], generator=generator(5, draw, i)) * 2 - 1 for draw in range(4)]
-            noisy.append(x + 0.05 * spread(x) * torch.stack(draws).repeat(2, 1, 1, 1))
+            noisy.append(x + 0.05 * value_range(x) * torch.stack(draws).repeat(2, 1, 1, 1))
         return tuple(noisy)
 
     theirs = sensitivity_max(explain, values, perturb, n_perturb_samples=4)

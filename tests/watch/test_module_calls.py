@@ -21,7 +21,7 @@ def laid(samples: list[Tensor], axis: int, apart: bool) -> Tensor:
 @pytest.mark.parametrize("axis", [0, 1])
 def test_rows_of_one_sample_wherever_they_lie(axis: int, each: int, apart: bool) -> None:
     one = [torch.rand(each, 2) for _ in range(4)]
-    found = Rows(4, axis, each, apart).spread(laid(one, axis, apart), 2, 5)
+    found = Rows(4, axis, each, apart).copies(laid(one, axis, apart), 2, 5)
     assert torch.equal(found, laid([one[2]] * 5, axis, apart))
 
 
@@ -36,7 +36,7 @@ def test_rows_of_several_samples_wherever_they_lie(axis: int, each: int, apart: 
 def test_a_tensor_without_samples_stays_as_it_is() -> None:
     x = torch.rand(4, 2)
     assert Rows(4).take(x, [1, 1]) is x
-    assert Rows(4).spread(x, 1, 7) is x
+    assert Rows(4).copies(x, 1, 7) is x
 
 
 @pytest.mark.parametrize(("each", "apart"), LAYOUTS)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from multicam.watch.tokens.marks import (
-    Call,
     Mark,
     Marks,
+    Operation,
     Pads,
     Rule,
     Shape,
@@ -26,44 +26,44 @@ from multicam.watch.tokens.marks import (
 from multicam.watch.tokens.places import Lattice
 
 
-def _forget(call: Call) -> None:
+def _forget(op: Operation) -> None:
     """For constants that are made like another tensor."""
 
 
-def _keep(call: Call) -> Mark | None:
-    return call.mark()
+def _keep(op: Operation) -> Mark | None:
+    return op.mark()
 
 
-def _to_complex(call: Call) -> Mark | None:
-    return _reduced(call.origins, call.args[0], (call.args[0].ndim - 1,), call.out)
+def _to_complex(op: Operation) -> Mark | None:
+    return _reduced(op.origins, op.args[0], (op.args[0].ndim - 1,), op.out)
 
 
-def _to_real(call: Call) -> Mark | None:
-    mark = call.mark()
+def _to_real(op: Operation) -> Mark | None:
+    mark = op.mark()
     return mark and Mark(mark.ids[..., None])
 
 
-def _glu(call: Call) -> Mark | None:
-    mark = call.mark()
-    return mark if mark and mark.shape[call.get(1, "dim", -1)] == 1 else lost_like(call.out)
+def _glu(op: Operation) -> Mark | None:
+    mark = op.mark()
+    return mark if mark and mark.shape[op.get(1, "dim", -1)] == 1 else lost_like(op.out)
 
 
-def _embedding(call: Call) -> Mark | None:
-    mark = call.mark(1)
-    return Mark(mark.ids[..., None]) if mark and not call.mark() else lost_like(call.out)
+def _embedding(op: Operation) -> Mark | None:
+    mark = op.mark(1)
+    return Mark(mark.ids[..., None]) if mark and not op.mark() else lost_like(op.out)
 
 
-def _pointwise(call: Call) -> Mark | None:
-    if call.out.dtype == torch.bool:
+def _pointwise(op: Operation) -> Mark | None:
+    if op.out.dtype == torch.bool:
         return None
-    known = [(mark, x) for x in tensors_in((call.args, tuple(call.kwargs.values()))) if (mark := call.origins.mark(x))]
+    known = [(mark, x) for x in tensors_in((op.args, tuple(op.kwargs.values()))) if (mark := op.origins.mark(x))]
     values = [(mark, x) for mark, x in known if x.dtype != torch.bool] or known
     mark, shape = (
-        values[0][0].at(call.out.ndim) if values[0][1].ndim != call.out.ndim else values[0][0],
-        _shape(values[0][1], call.out),
+        values[0][0].at(op.out.ndim) if values[0][1].ndim != op.out.ndim else values[0][0],
+        _shape(values[0][1], op.out),
     )
     for other, x in values[1:]:
-        mark, shape = _met(call.origins, mark, shape, other.at(call.out.ndim), _shape(x, call.out), call.out)
+        mark, shape = _met(op.origins, mark, shape, other.at(op.out.ndim), _shape(x, op.out), op.out)
     return mark
 
 
@@ -100,11 +100,11 @@ def _met(origins: Marks, a: Mark, shape_a: Shape, b: Mark, shape_b: Shape, out: 
 
 
 def _reduce(position: int) -> Rule:
-    def rule(call: Call) -> Mark | None:
-        axes = call.get(position, "dim")
-        axes = range(call.args[0].ndim) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
-        first = call.out if isinstance(call.out, Tensor) else call.out[0]
-        return _reduced(call.origins, call.args[0], tuple(sorted(axis % call.args[0].ndim for axis in axes)), first)
+    def rule(op: Operation) -> Mark | None:
+        axes = op.get(position, "dim")
+        axes = range(op.args[0].ndim) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
+        first = op.out if isinstance(op.out, Tensor) else op.out[0]
+        return _reduced(op.origins, op.args[0], tuple(sorted(axis % op.args[0].ndim for axis in axes)), first)
 
     return rule
 
@@ -127,20 +127,20 @@ def _reduced(origins: Marks, x: Tensor, axes: tuple[int, ...], out: Tensor) -> M
 def _product(left: int) -> Rule:
     """A product of matrices of which one is constant; `left` is the position of the first."""
 
-    def rule(call: Call) -> Mark | None:
-        a, b = (call.origins.mark(x) for x in call.args[left : left + 2])
-        if (a is None) == (b is None) or (left and call.mark()):
-            return lost_like(call.out)
+    def rule(op: Operation) -> Mark | None:
+        a, b = (op.origins.mark(x) for x in op.args[left : left + 2])
+        if (a is None) == (b is None) or (left and op.mark()):
+            return lost_like(op.out)
         if a:
-            return _contracted(call.origins, a, len(a.shape) - 1)
-        return b and _contracted(call.origins, b, len(b.shape) - 2)
+            return _contracted(op.origins, a, len(a.shape) - 1)
+        return b and _contracted(op.origins, b, len(b.shape) - 2)
 
     return rule
 
 
-def _linear(call: Call) -> Mark | None:
-    mark = call.mark()
-    return _contracted(call.origins, mark, call.out.ndim - 1) if mark and not call.mark(1) else lost_like(call.out)
+def _linear(op: Operation) -> Mark | None:
+    mark = op.mark()
+    return _contracted(op.origins, mark, op.out.ndim - 1) if mark and not op.mark(1) else lost_like(op.out)
 
 
 def _contracted(origins: Marks, mark: Mark, axis: int) -> Mark:
@@ -149,24 +149,24 @@ def _contracted(origins: Marks, mark: Mark, axis: int) -> Mark:
     return Mark(mark.ids) if mark.lattice else mark
 
 
-def _convolve(call: Call) -> Mark | None:
-    x, weight, stride = call.args[0], call.args[1], list(call.get(3, "stride", ()))
-    if call.origins.mark(x) is None or call.origins.mark(weight) is not None:
-        return lost_like(call.out)
+def _convolve(op: Operation) -> Mark | None:
+    x, weight, stride = op.args[0], op.args[1], list(op.get(3, "stride", ()))
+    if op.origins.mark(x) is None or op.origins.mark(weight) is not None:
+        return lost_like(op.out)
     n = weight.ndim - 2
-    added = [after - before for before, after in zip(x.shape[-n:], call.out.shape[-n:], strict=True)]
-    transposed = call.get(6, "transposed", False)
+    added = [after - before for before, after in zip(x.shape[-n:], op.out.shape[-n:], strict=True)]
+    transposed = op.get(6, "transposed", False)
     fitted = not transposed and list(weight.shape[2:]) == stride
     # An even kernel with padding on both sides adds one cell at the end, which models cut off again.
     even = not transposed and set(stride) <= {1} and set(added) == {1}
-    return _spatial(call.origins, x, call.out, n, fitted, contracts=True, more=((0, 1),) * n if even else ())
+    return _spatial(op.origins, x, op.out, n, fitted, contracts=True, more=((0, 1),) * n if even else ())
 
 
 def _pool(n: int) -> Rule:
-    def rule(call: Call) -> Mark | None:
-        kernel, stride = call.get(1, "kernel_size"), call.get(2, "stride", [])
+    def rule(op: Operation) -> Mark | None:
+        kernel, stride = op.get(1, "kernel_size"), op.get(2, "stride", [])
         fitted = isinstance(stride, list) and stride in ([], kernel)
-        return _spatial(call.origins, call.args[0], next(tensors_in(call.out)), n, fitted)
+        return _spatial(op.origins, op.args[0], next(tensors_in(op.out)), n, fitted)
 
     return rule
 

@@ -179,7 +179,7 @@ def to_numpy(index: Tensor) -> np.ndarray:
     return thin.cpu().numpy()
 
 
-def spread(ids: np.ndarray, shape: Shape, *axes: int) -> np.ndarray:
+def broadcast(ids: np.ndarray, shape: Shape, *axes: int) -> np.ndarray:
     """The ids with some axes at their full size."""
     return np.broadcast_to(ids, [shape[a] if a in axes else size for a, size in enumerate(ids.shape)])
 
@@ -208,7 +208,7 @@ def viewed(ids: np.ndarray, old: Shape, new: Shape) -> np.ndarray:
     return (ids if list(ids.shape) == before else np.broadcast_to(ids, before)).reshape(after)
 
 
-class Call(NamedTuple):
+class Operation(NamedTuple):
     """An operation that has run: its arguments, and the tensor (or list of tensors) that came out."""
 
     origins: Marks
@@ -225,12 +225,12 @@ class Call(NamedTuple):
         return self.origins.mark(self.args[position])
 
 
-Rule = Callable[[Call], Any]  # the companion of what came out, or a list for several tensors
+Rule = Callable[[Operation], Any]  # the companion of what came out, or a list for several tensors
 
 
-def lose(call: Call) -> list[Mark | None]:
+def lose(op: Operation) -> list[Mark | None]:
     """For what has no rule."""
-    return [lost_like(x) for x in tensors_in(call.out)]
+    return [lost_like(x) for x in tensors_in(op.out)]
 
 
 def same_marks(a: Mark, b: Mark) -> bool:

@@ -8,32 +8,32 @@ import numpy as np
 from torch import Tensor
 
 from multicam.watch.tokens.marks import (
-    Call,
     Mark,
     Marks,
+    Operation,
     Pads,
     Rule,
     Shape,
+    broadcast,
     compressed,
     frames_of,
     lay_images,
     lost_like,
     same_marks,
     same_rows,
-    spread,
     to_numpy,
     viewed,
 )
 from multicam.watch.tokens.places import CONSTANT, LOST, Lattice
 
 
-def _view(call: Call) -> Mark | None:
-    x, mark = call.args[0], call.mark()
-    if mark is None or x.shape == call.out.shape:
+def _view(op: Operation) -> Mark | None:
+    x, mark = op.args[0], op.mark()
+    if mark is None or x.shape == op.out.shape:
         return mark
-    old, new, lattice = tuple(x.shape), tuple(call.out.shape), mark.lattice
+    old, new, lattice = tuple(x.shape), tuple(op.out.shape), mark.lattice
     if lattice and mark.open and new == (old[0], 1, *old[1:]):
-        return lay_images(call.origins, lattice, old[:1])
+        return lay_images(op.origins, lattice, old[:1])
     n = len(lattice.grid) + 1 if lattice else 0
     if lattice and not mark.open and old[-n:] == new[-n:] and prod(mark.shape[:-n]) == prod(new[:-n]):
         shape = (*new[:-n], *mark.shape[-n:])
@@ -48,9 +48,9 @@ def _view_of(mark: Mark, shape: Shape, n: int) -> Mark:
     return Mark(lambda: mark.ids.reshape(whole), whole, mark.lattice)
 
 
-def _permute(call: Call) -> Mark | None:
-    mark, ndim = call.mark(), call.args[0].ndim
-    return mark and _permuted(mark, [axis % ndim for axis in call.args[1]])
+def _permute(op: Operation) -> Mark | None:
+    mark, ndim = op.mark(), op.args[0].ndim
+    return mark and _permuted(mark, [axis % ndim for axis in op.args[1]])
 
 
 def _permuted(mark: Mark, order: list[int]) -> Mark:
@@ -63,19 +63,19 @@ def _permuted(mark: Mark, order: list[int]) -> Mark:
     return Mark(mark.ids.transpose(order))
 
 
-def _transpose(call: Call) -> Mark | None:
-    mark, order = call.mark(), list(range(call.out.ndim))
-    a, b = call.args[1:3] if len(call.args) > 1 else (0, call.out.ndim - 1)
+def _transpose(op: Operation) -> Mark | None:
+    mark, order = op.mark(), list(range(op.out.ndim))
+    a, b = op.args[1:3] if len(op.args) > 1 else (0, op.out.ndim - 1)
     if order:
         order[a], order[b] = order[b], order[a]
     return mark and _permuted(mark, order)
 
 
-def _expand(call: Call) -> Mark | None:
-    mark = call.mark()
-    if mark and mark.lattice and call.out.shape[1 - call.args[0].ndim :] != call.args[0].shape[1:]:
+def _expand(op: Operation) -> Mark | None:
+    mark = op.mark()
+    if mark and mark.lattice and op.out.shape[1 - op.args[0].ndim :] != op.args[0].shape[1:]:
         mark = Mark(mark.ids)
-    return mark and mark.at(call.out.ndim)
+    return mark and mark.at(op.out.ndim)
 
 
 def _cut(mark: Mark, axis: int, part: slice) -> Mark:
@@ -91,17 +91,17 @@ def _cut(mark: Mark, axis: int, part: slice) -> Mark:
     return Mark(mark.ids[where])
 
 
-def _slice(call: Call) -> Mark | None:
-    mark = call.mark()
-    axis, start, stop, step = (call.get(i + 1, name) for i, name in enumerate(("dim", "start", "end", "step")))
-    axis = (axis or 0) % call.out.ndim
-    if mark is None or call.out.shape[axis] == call.args[0].shape[axis]:
+def _slice(op: Operation) -> Mark | None:
+    mark = op.mark()
+    axis, start, stop, step = (op.get(i + 1, name) for i, name in enumerate(("dim", "start", "end", "step")))
+    axis = (axis or 0) % op.out.ndim
+    if mark is None or op.out.shape[axis] == op.args[0].shape[axis]:
         return mark
     return _cut(mark, axis, slice(start, stop, step))
 
 
-def _select(call: Call) -> Mark | None:
-    return _picked(call.mark(), call.args[1], call.args[2])
+def _select(op: Operation) -> Mark | None:
+    return _picked(op.mark(), op.args[1], op.args[2])
 
 
 def _picked(mark: Mark | None, axis: int, index: int) -> Mark | None:
@@ -111,69 +111,69 @@ def _picked(mark: Mark | None, axis: int, index: int) -> Mark | None:
     return Mark(mark.ids[where])
 
 
-def _unbind(call: Call) -> list[Mark | None]:
-    mark, axis = call.mark(), call.get(1, "dim", 0)
-    return [_picked(mark, axis, i) for i in range(call.args[0].shape[axis])]
+def _unbind(op: Operation) -> list[Mark | None]:
+    mark, axis = op.mark(), op.get(1, "dim", 0)
+    return [_picked(mark, axis, i) for i in range(op.args[0].shape[axis])]
 
 
-def _split(call: Call) -> list[Mark | None]:
-    mark, sizes, axis = call.mark(), call.args[1], call.get(2, "dim", 0)
-    whole = call.args[0].shape[axis]
+def _split(op: Operation) -> list[Mark | None]:
+    mark, sizes, axis = op.mark(), op.args[1], op.get(2, "dim", 0)
+    whole = op.args[0].shape[axis]
     if isinstance(sizes, int):
         sizes = [sizes] * -(-whole // sizes)
     stops = np.cumsum(sizes)
     return [mark and _cut(mark, axis, slice(stop - size, stop)) for size, stop in zip(sizes, stops, strict=True)]
 
 
-def _roll(call: Call) -> Mark | None:
-    mark, axes = call.mark(), call.get(2, "dims", ())
+def _roll(op: Operation) -> Mark | None:
+    mark, axes = op.mark(), op.get(2, "dims", ())
     if not axes:
-        return lost_like(call.out)
-    return mark and Mark(np.roll(mark.ids, call.args[1], axes))
+        return lost_like(op.out)
+    return mark and Mark(np.roll(mark.ids, op.args[1], axes))
 
 
-def _flip(call: Call) -> Mark | None:
-    mark = call.mark()
-    return mark and Mark(np.flip(mark.ids, call.args[1]))
+def _flip(op: Operation) -> Mark | None:
+    mark = op.mark()
+    return mark and Mark(np.flip(mark.ids, op.args[1]))
 
 
-def _repeat(call: Call) -> Mark | None:
-    mark = call.mark()
+def _repeat(op: Operation) -> Mark | None:
+    mark = op.mark()
     if mark is None:
         return None
-    ids = mark.at(call.out.ndim).ids
-    return Mark(np.tile(ids, [1 if size == 1 else times for size, times in zip(ids.shape, call.args[1], strict=True)]))
+    ids = mark.at(op.out.ndim).ids
+    return Mark(np.tile(ids, [1 if size == 1 else times for size, times in zip(ids.shape, op.args[1], strict=True)]))
 
 
-def _join(call: Call) -> Mark | None:
+def _join(op: Operation) -> Mark | None:
     """Concatenation. Along features the parts keep their ids; constants put beside tokens become own tokens."""
-    parts = [x for x in call.args[0] if x.ndim > 1 or x.numel()]
-    axis = call.get(1, "dim", 0) % call.out.ndim
-    marks = [call.origins.mark(x) for x in parts]
+    parts = [x for x in op.args[0] if x.ndim > 1 or x.numel()]
+    axis = op.get(1, "dim", 0) % op.out.ndim
+    marks = [op.origins.mark(x) for x in parts]
     known = [mark for mark in marks if mark]
     if len(parts) == 1:
         return marks[0]
     lattices = [mark.lattice for mark in known if mark.lattice and not mark.pads and not mark.open]
     gridded = len(lattices) == len(known)
     # A vector that became one token has a signal's shape.
-    channel = gridded and axis == call.out.ndim - 1 - len(lattices[0].grid)
+    channel = gridded and axis == op.out.ndim - 1 - len(lattices[0].grid)
     channel &= gridded and (len(lattices[0].grid) > 1 or all(x.shape[axis] > 1 for x in parts))
     features = channel or all(m.shape[axis] == 1 and x.shape[axis] > 1 for m, x in zip(marks, parts, strict=True) if m)
     if features and all(same_marks(mark, known[0]) for mark in known[1:]):
         return known[0] if channel or not known[0].lattice else Mark(known[0].ids)
     if not features and len(known) < len(parts):
-        marks = _with_own(call.origins, parts, marks, axis)
+        marks = _with_own(op.origins, parts, marks, axis)
 
     def ids() -> np.ndarray:
-        arrays = [np.full((1,) * call.out.ndim, CONSTANT) if m is None else m.ids for m in marks]
-        sizes = [max(a.shape[i] for a in arrays) for i in range(call.out.ndim)]
+        arrays = [np.full((1,) * op.out.ndim, CONSTANT) if m is None else m.ids for m in marks]
+        sizes = [max(a.shape[i] for a in arrays) for i in range(op.out.ndim)]
         full = [[x.shape[axis] if i == axis else size for i, size in enumerate(sizes)] for x in parts]
         return np.concatenate([np.broadcast_to(a, shape) for a, shape in zip(arrays, full, strict=True)], axis)
 
     first = lattices[0] if gridded else None
     if first and all(other.grid == first.grid and other.axes == first.axes for other in lattices):
         shape = list(known[0].shape)
-        shape[axis] = call.out.shape[axis]
+        shape[axis] = op.out.shape[axis]
         if channel and all(same_rows(first, other) for other in lattices):
             inputs = np.bitwise_or.reduce([other.inputs for other in lattices])
             return Mark(ids, shape, Lattice(first.samples, inputs, first.boxes, first.axes, first.grid))
@@ -200,28 +200,28 @@ def _with_own(origins: Marks, parts: Sequence[Tensor], marks: Sequence[Mark | No
         least = np.minimum(least, np.where(samples < 0, least, samples).min(axis, keepdims=True))
     sample = np.where(most == least, most, LOST)
     return [
-        m or Mark(origins.places.own(sample.repeat(x.shape[axis], axis))) for m, x in zip(marks, parts, strict=True)
+        m or Mark(origins.places.fresh(sample.repeat(x.shape[axis], axis))) for m, x in zip(marks, parts, strict=True)
     ]
 
 
-def _stack(call: Call) -> Mark | None:
-    axis, marks = call.get(1, "dim", 0) % call.out.ndim, [call.origins.mark(x) for x in call.args[0]]
-    arrays = [np.full((1,) * call.out.ndim, CONSTANT) if m is None else np.expand_dims(m.ids, axis) for m in marks]
+def _stack(op: Operation) -> Mark | None:
+    axis, marks = op.get(1, "dim", 0) % op.out.ndim, [op.origins.mark(x) for x in op.args[0]]
+    arrays = [np.full((1,) * op.out.ndim, CONSTANT) if m is None else np.expand_dims(m.ids, axis) for m in marks]
     known = [array for array, mark in zip(arrays, marks, strict=True) if mark]
     if all(array.shape == known[0].shape and np.array_equal(array, known[0]) for array in known[1:]):
         return Mark(known[0])
     return Mark(np.concatenate(np.broadcast_arrays(*arrays), axis))
 
 
-def _index(call: Call) -> Mark | None:
-    x, mark = call.args[0], call.mark()
+def _index(op: Operation) -> Mark | None:
+    x, mark = op.args[0], op.mark()
     if mark is None:  # a table looked up at followed places, as an embedding is
-        indices = [call.origins.mark(index) for index in call.args[1] if index is not None]
-        if len(call.args[1]) != 1 or indices[0] is None:
-            return lost_like(call.out)
-        return Mark(indices[0].ids.reshape(indices[0].shape + (1,) * (call.out.ndim - len(indices[0].shape))))
-    where, axes = _where(call.args[1])
-    return Mark(spread(mark.ids, x.shape, *axes)[where])
+        indices = [op.origins.mark(index) for index in op.args[1] if index is not None]
+        if len(op.args[1]) != 1 or indices[0] is None:
+            return lost_like(op.out)
+        return Mark(indices[0].ids.reshape(indices[0].shape + (1,) * (op.out.ndim - len(indices[0].shape))))
+    where, axes = _where(op.args[1])
+    return Mark(broadcast(mark.ids, x.shape, *axes)[where])
 
 
 def _where(indices: Sequence[Tensor | None]) -> tuple[tuple[Any, ...], list[int]]:
@@ -239,82 +239,82 @@ def _where(indices: Sequence[Tensor | None]) -> tuple[tuple[Any, ...], list[int]
     return tuple(where), axes
 
 
-def _put(call: Call) -> Mark | None:
-    x, indices, values = call.args[:3]
-    if call.get(3, "accumulate", False):
-        return lost_like(call.out)
-    old, new = (call.origins.mark(t) for t in (x, values))
+def _put(op: Operation) -> Mark | None:
+    x, indices, values = op.args[:3]
+    if op.get(3, "accumulate", False):
+        return lost_like(op.out)
+    old, new = (op.origins.mark(t) for t in (x, values))
     ids = np.broadcast_to(CONSTANT if old is None else old.ids, x.shape).copy()
     ids[_where(indices)[0]] = CONSTANT if new is None else new.ids
     return Mark(compressed(ids))
 
 
-def _index_select(call: Call) -> Mark | None:
-    x, axis, index = call.args[:3]
-    mark = call.origins.mark(x)
+def _index_select(op: Operation) -> Mark | None:
+    x, axis, index = op.args[:3]
+    mark = op.origins.mark(x)
     if mark is None:
-        return lost_like(call.out)
-    return Mark(spread(mark.ids, x.shape, axis % x.ndim).take(index.cpu().numpy(), axis))
+        return lost_like(op.out)
+    return Mark(broadcast(mark.ids, x.shape, axis % x.ndim).take(index.cpu().numpy(), axis))
 
 
-def _gather(call: Call) -> Mark | None:
-    x, axis, index = call.args[:3]
-    mark = call.origins.mark(x)
+def _gather(op: Operation) -> Mark | None:
+    x, axis, index = op.args[:3]
+    mark = op.origins.mark(x)
     if mark is None:
-        return lost_like(call.out)
-    ids = spread(mark.ids, x.shape, axis % x.ndim)
+        return lost_like(op.out)
+    ids = broadcast(mark.ids, x.shape, axis % x.ndim)
     part = [slice(None) if a == axis % x.ndim else slice(size) for a, size in enumerate(index.shape)]
     return Mark(np.take_along_axis(ids[tuple(part)], to_numpy(index), axis))
 
 
-def _masked_select(call: Call) -> Mark | None:
-    x, mask = call.args[:2]
-    mark, shape = call.origins.mark(x), np.broadcast_shapes(tuple(x.shape), tuple(mask.shape))
+def _masked_select(op: Operation) -> Mark | None:
+    x, mask = op.args[:2]
+    mark, shape = op.origins.mark(x), np.broadcast_shapes(tuple(x.shape), tuple(mask.shape))
     chosen = np.broadcast_to(mask.detach().cpu().numpy(), shape)
     return mark and Mark(np.broadcast_to(mark.ids, shape)[chosen])
 
 
-def _masked_scatter(call: Call) -> Mark | None:
-    x, mask, source = call.args[:3]
-    old, new = (call.origins.mark(t) for t in (x, source))
-    ids = np.broadcast_to(CONSTANT if old is None else old.ids, call.out.shape).copy()
-    chosen = np.broadcast_to(mask.detach().cpu().numpy(), call.out.shape)
+def _masked_scatter(op: Operation) -> Mark | None:
+    x, mask, source = op.args[:3]
+    old, new = (op.origins.mark(t) for t in (x, source))
+    ids = np.broadcast_to(CONSTANT if old is None else old.ids, op.out.shape).copy()
+    chosen = np.broadcast_to(mask.detach().cpu().numpy(), op.out.shape)
     flat = np.broadcast_to(CONSTANT if new is None else new.ids, source.shape).reshape(-1)
     ids[chosen] = flat[: int(chosen.sum())]
     return Mark(compressed(ids))
 
 
-def _copy(call: Call) -> Mark | None:
-    mark = call.mark(1)
-    return mark and mark.at(call.out.ndim)
+def _copy(op: Operation) -> Mark | None:
+    mark = op.mark(1)
+    return mark and mark.at(op.out.ndim)
 
 
-def _scatter_part(call: Call) -> Mark | None:
+def _scatter_part(op: Operation) -> Mark | None:
     """`slice_scatter` and `select_scatter`."""
-    x, source, axis = call.args[0], call.args[1], call.get(2, "dim", 0)
-    old, new = (call.origins.mark(t) for t in (x, source))
+    x, source, axis = op.args[0], op.args[1], op.get(2, "dim", 0)
+    old, new = (op.origins.mark(t) for t in (x, source))
     ids = np.broadcast_to(CONSTANT if old is None else old.ids, x.shape).copy()
     if source.ndim < x.ndim:
-        part: Any = call.args[3]
+        part: Any = op.args[3]
     else:
-        part = slice(*(call.get(i + 3, name) for i, name in enumerate(("start", "end", "step"))))
+        part = slice(*(op.get(i + 3, name) for i, name in enumerate(("start", "end", "step"))))
     ids[(slice(None),) * (axis % x.ndim) + (part,)] = CONSTANT if new is None else new.ids
     return Mark(compressed(ids))
 
 
-def _pad(call: Call) -> Mark | None:
-    mark, flat = call.mark(), list(call.args[1])
+def _pad(op: Operation) -> Mark | None:
+    mark, flat = op.mark(), list(op.args[1])
     if mark is None:
         return None
     pads = tuple((flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2))
-    return _with_pads(mark, call.args[0].shape, ((0, 0),) * (call.out.ndim - len(pads)) + pads)
+    return _with_pads(mark, op.args[0].shape, ((0, 0),) * (op.out.ndim - len(pads)) + pads)
 
 
 def _mirror(how: str) -> Rule:
-    def rule(call: Call) -> Mark | None:
-        mark, flat = call.mark(), list(call.args[1])
+    def rule(op: Operation) -> Mark | None:
+        mark, flat = op.mark(), list(op.args[1])
         pads = tuple((flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2))
-        return mark and _with_pads(mark, call.args[0].shape, ((0, 0),) * (call.out.ndim - len(pads)) + pads, mode=how)
+        return mark and _with_pads(mark, op.args[0].shape, ((0, 0),) * (op.out.ndim - len(pads)) + pads, mode=how)
 
     return rule
 
@@ -334,9 +334,9 @@ def _with_pads(mark: Mark, shape: Shape, pads: Pads, **how: Any) -> Mark:
     return Mark(np.pad(ids, [(max(p, 0), max(q, 0)) for p, q in thin], **how))
 
 
-def _unfold(call: Call) -> Mark | None:
-    x, axis, size, step = call.args
-    mark = call.origins.mark(x)
+def _unfold(op: Operation) -> Mark | None:
+    x, axis, size, step = op.args
+    mark = op.origins.mark(x)
     if mark is None:
         return None
     axis %= x.ndim
@@ -346,11 +346,11 @@ def _unfold(call: Call) -> Mark | None:
     return Mark(windows[(slice(None),) * axis + (slice(None, None, step),)])
 
 
-def _as_strided(call: Call) -> Mark | None:
-    x, size, stride = call.args[:3]
-    mark, offset = call.origins.mark(x), call.get(3, "storage_offset")
+def _as_strided(op: Operation) -> Mark | None:
+    x, size, stride = op.args[:3]
+    mark, offset = op.origins.mark(x), op.get(3, "storage_offset")
     if mark is None or not x.is_contiguous():
-        return lost_like(call.out)
+        return lost_like(op.out)
     start = 0 if offset is None else offset - x.storage_offset()
     places = start + sum(
         np.arange(n).reshape(-1, *[1] * (len(size) - 1 - i)) * step
@@ -359,37 +359,37 @@ def _as_strided(call: Call) -> Mark | None:
     return Mark(compressed(np.broadcast_to(mark.ids, x.shape).reshape(-1)[places]))
 
 
-def _columns(call: Call) -> Mark | None:
+def _columns(op: Operation) -> Mark | None:
     """`im2col`: each neighbourhood of an image as a column."""
-    x, kernel, dilation, padding, stride = call.args
-    mark = call.origins.mark(x)
+    x, kernel, dilation, padding, stride = op.args
+    mark = op.origins.mark(x)
     if mark is None:
         return None
-    ids = np.pad(spread(mark.ids, x.shape, 2, 3), ((0, 0), (0, 0), *((p, p) for p in padding)))
+    ids = np.pad(broadcast(mark.ids, x.shape, 2, 3), ((0, 0), (0, 0), *((p, p) for p in padding)))
     windows = np.lib.stride_tricks.sliding_window_view(
         ids, [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)], (2, 3)
     )
     windows = windows[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]].transpose(0, 1, 4, 5, 2, 3)
     whole = np.broadcast_to(windows, (len(windows), x.shape[1], *windows.shape[2:]))
-    return Mark(whole.reshape(len(whole), call.out.shape[1], call.out.shape[2]))
+    return Mark(whole.reshape(len(whole), op.out.shape[1], op.out.shape[2]))
 
 
-def _shuffle(call: Call) -> Mark | None:
-    mark, r = call.mark(), call.args[1]
-    b, c, h, w = call.args[0].shape
+def _shuffle(op: Operation) -> Mark | None:
+    mark, r = op.mark(), op.args[1]
+    b, c, h, w = op.args[0].shape
     if mark is None:
         return None
     ids = viewed(mark.ids, (b, c, h, w), (b, c // r**2, r, r, h, w)).transpose(0, 1, 4, 2, 5, 3)
-    return Mark(viewed(ids, (b, c // r**2, h, r, w, r), call.out.shape))
+    return Mark(viewed(ids, (b, c // r**2, h, r, w, r), op.out.shape))
 
 
-def _unshuffle(call: Call) -> Mark | None:
-    mark, r = call.mark(), call.args[1]
-    b, c, h, w = call.args[0].shape
+def _unshuffle(op: Operation) -> Mark | None:
+    mark, r = op.mark(), op.args[1]
+    b, c, h, w = op.args[0].shape
     if mark is None:
         return None
     ids = viewed(mark.ids, (b, c, h, w), (b, c, h // r, r, w // r, r)).transpose(0, 1, 3, 5, 2, 4)
-    return Mark(viewed(ids, (b, c, r, r, h // r, w // r), call.out.shape))
+    return Mark(viewed(ids, (b, c, r, r, h // r, w // r), op.out.shape))
 
 
 _NAMES: dict[Rule, str] = {

@@ -31,9 +31,9 @@ from multicam.errors import MulticamError, unknown
 from multicam.watch.reshape import Tokens
 from multicam.watch.tokens.computing import rule_of
 from multicam.watch.tokens.marks import (
-    Call,
     Mark,
     Marks,
+    Operation,
     Rule,
     compressed,
     layout_of,
@@ -113,7 +113,7 @@ class Origins(Marks):
         if known is None or not np.array_equal(known.ids, array):
             self._marks[x] = Mark(array)
 
-    def own(self, rows: int, n: int, samples: Int[Tensor, "rows"] | None = None) -> Int[Tensor, "rows n"]:
+    def fresh(self, rows: int, n: int, samples: Int[Tensor, "rows"] | None = None) -> Int[Tensor, "rows n"]:
         """Fresh ids for tokens of the model's own, such as learned queries.
 
         Args:
@@ -123,7 +123,7 @@ class Origins(Marks):
         """
         one_each = np.arange(rows) if rows == self.batch else np.full(rows, LOST)
         of_rows = one_each if samples is None else samples.cpu().numpy()
-        return torch.from_numpy(self.places.own(np.repeat(of_rows[:, None], n, axis=1)))
+        return torch.from_numpy(self.places.fresh(np.repeat(of_rows[:, None], n, axis=1)))
 
     def said(self, name: str, layout: Tokens | None, rows: int, n: int) -> Int[Tensor, "rows n"]:
         """The ids of n tokens of an input that lie as the user says, the same ones every time.
@@ -146,7 +146,7 @@ class Origins(Marks):
                 f"{given} of them for a grid of {' x '.join(map(str, grid))}"
             )
         if (name, n) not in self._said:
-            ids = self.places.own(np.repeat(np.arange(rows)[:, None], n, axis=1))
+            ids = self.places.fresh(np.repeat(np.arange(rows)[:, None], n, axis=1))
             ids[:, part] = self.places.lay(self.places.whole(name, rows, grid)).reshape(rows, -1)
             self._said[name, n] = ids
         return torch.from_numpy(self._said[name, n].copy())
@@ -160,7 +160,7 @@ class Origins(Marks):
         if not any(x in self._marks for x in tensors_in((args, tuple(kwargs.values())))):
             return
         outs = list(tensors_in(returned))
-        marks = rule(Call(self, args, kwargs, outs[0] if len(outs) == 1 else outs))
+        marks = rule(Operation(self, args, kwargs, outs[0] if len(outs) == 1 else outs))
         for out, mark in zip(outs, marks if isinstance(marks, list) else [marks], strict=False):
             self._set(out, mark, mutates)
 
@@ -181,7 +181,7 @@ class Origins(Marks):
         before = self._marks.get(base)
         ids = np.broadcast_to(CONSTANT if before is None else before.ids, base.shape).copy()
         self._marks[base] = Mark(ids)
-        part = rule(Call(self, (base, *args[1:]), kwargs, view))
+        part = rule(Operation(self, (base, *args[1:]), kwargs, view))
         target = (part[i] if isinstance(part, list) else part).ids
         if np.shares_memory(target, ids) and target.shape == tuple(view.shape):
             target[...] = CONSTANT if mark is None else mark.ids

@@ -216,7 +216,7 @@ class Places:
         bits = sum(1 << self.names.index(name) for name in names)
         self._bits |= dict.fromkeys(names, bits)
 
-    def own(self, samples: np.ndarray) -> np.ndarray:
+    def fresh(self, samples: np.ndarray) -> np.ndarray:
         """Fresh ids for tokens of the model's own, of these samples, in their shape; lost where the sample is negative."""
         flat = samples.reshape(-1)
         boxes = np.repeat([0.0, 1.0], 3)[:, None].repeat(flat.size, axis=1)

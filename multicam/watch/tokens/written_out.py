@@ -90,7 +90,7 @@ class Follow:
 
 @dataclass(frozen=True, eq=False)
 class Attended:
-    """Attention that was written out, laid as the product of queries and keys is.
+    """Attention that was written out, lay_probs as the product of queries and keys is.
 
     Attributes:
         path: The module that multiplied queries and keys (the values, where no product was seen).
@@ -297,12 +297,12 @@ class Products:
         n = len(keys)
         source, probs = x, None
         split: tuple[int, ...] = (n,)
-        laid: Callable[[Tensor], Tensor] = lay
+        lay_probs: Callable[[Tensor], Tensor] = lay
         if softmax is not None:
             softmax.used = True
             source = x if follow.probs is None else follow.probs
-            laid, others = laying(softmax, over, role, matrices, queries, keys)
-            probs = laid(source.detach() if softmax.saved is None else softmax.saved)
+            lay_probs, others = laying(softmax, over, role, matrices, queries, keys)
+            probs = lay_probs(source.detach() if softmax.saved is None else softmax.saved)
             split = others if others and prod(others) == n else split
         q, k = (follow.left, follow.right) if role == "column" else (follow.right, follow.left)
         overwritten = softmax is not None and softmax.saved is not None
@@ -310,7 +310,7 @@ class Products:
         axis = -1 if turned else -2
         return Attended(
             path if q is None else follow.path, q, k, Operand(other, axis), matrices, queries, keys, lay(x.detach()), probs,
-            Operand(returned, axis), order, split, over, source, laid, reason,
+            Operand(returned, axis), order, split, over, source, lay_probs, reason,
         )  # fmt: skip
 
 

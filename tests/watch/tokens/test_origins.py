@@ -57,7 +57,7 @@ class Watch(TorchDispatchMode):
     def record(self, q: Tensor, k: Tensor, of_q: tuple[int, ...], of_k: tuple[int, ...]) -> Tensor:
         rows, columns = self.origins.ids(q, *of_q), self.origins.ids(k, *of_k)
         if (rows == 0).all():
-            rows = self.origins.own(*rows.shape, samples=self.places.sample[columns.amax(1)] if columns.any() else None)
+            rows = self.origins.fresh(*rows.shape, samples=self.places.sample[columns.amax(1)] if columns.any() else None)
         self.calls.append((rows, columns))
         self.queries.append(q)
         return rows
@@ -679,7 +679,7 @@ def test_given_ids_are_kept_and_tokens_of_the_models_own_are_fresh() -> None:
     watch = Watch(x=X)
     queries, out = torch.rand(2, 5, 4), torch.rand(2, 2, 5, 2)
     assert (watch.origins.ids(queries) == 0).all()
-    mine = watch.origins.own(2, 5)
+    mine = watch.origins.fresh(2, 5)
     watch.origins.give(out, mine, 1, -1)
     assert torch.equal(watch.origins.ids(out, 1, 3), mine)
     with watch:
@@ -687,10 +687,10 @@ def test_given_ids_are_kept_and_tokens_of_the_models_own_are_fresh() -> None:
     assert torch.equal(watch.origins.ids(y, 2), mine)
     assert watch.places.sample[mine].tolist() == [[0] * 5, [1] * 5]
     assert watch.places.describe(mine[0]) == "5 own"
-    assert (watch.origins.own(4, 5) == -1).all(), "four rows, two samples: nobody says whose"
-    windows = watch.origins.own(4, 1, torch.tensor([0, 0, 1, 1]))
+    assert (watch.origins.fresh(4, 5) == -1).all(), "four rows, two samples: nobody says whose"
+    windows = watch.origins.fresh(4, 1, torch.tensor([0, 0, 1, 1]))
     assert watch.places.sample[windows].tolist() == [[0], [0], [1], [1]]
-    assert not set(mine.flatten().tolist()) & set(watch.origins.own(2, 5).flatten().tolist())
+    assert not set(mine.flatten().tolist()) & set(watch.origins.fresh(2, 5).flatten().tolist())
 
 
 def test_an_operation_that_no_rule_expects_is_lost_and_does_not_raise() -> None:

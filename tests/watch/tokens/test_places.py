@@ -61,7 +61,7 @@ def test_tokens_stand_for_the_inputs_that_they_come_from() -> None:
 def test_what_meets_keeps_its_place() -> None:
     places = Places(AXES)
     rgb, depth, fine = (lay(places, *args).numpy() for args in (("rgb", 2, 2), ("depth", 2, 2), ("rgb", 4, 1)))
-    own = places.own(np.zeros(4, np.int64))
+    own = places.fresh(np.zeros(4, np.int64))
     whole = places.union(rgb, (0,)).repeat(4)
     nothing, lost = np.zeros(4, np.int64), np.full(4, -1)
     for local, other in ((rgb, own), (rgb, whole), (rgb, nothing), (depth, whole), (own, nothing)):
@@ -83,7 +83,7 @@ def test_a_union_covers_all_and_is_the_same_in_any_order() -> None:
     assert merged.shape == (2, 1, 2, 1)
     assert places.cells(torch.from_numpy(merged.reshape(-1)), "rgb") == ((2, 2), pytest.approx([0, 1, 2, 3]))
     assert np.array_equal(places.union(ids[:, ::-1], (1, 3)), merged)
-    own = places.own(np.zeros((2, 1, 2, 1), np.int64))
+    own = places.fresh(np.zeros((2, 1, 2, 1), np.int64))
     assert np.array_equal(places.union(np.concatenate([merged, own, 0 * own], 1), (1,)), merged), (
         "own tokens have no place"
     )
@@ -142,7 +142,7 @@ def test_what_is_no_grid_is_refused() -> None:
 
 def test_tokens_in_words() -> None:
     places = Places(AXES)
-    own = torch.from_numpy(places.own(np.zeros(2, np.int64)))
+    own = torch.from_numpy(places.fresh(np.zeros(2, np.int64)))
     rgb, text = lay(places, "rgb", 4, 4), lay(places, "text", 5)
     whole = torch.from_numpy(places.union(rgb.numpy(), (0,)))
     joint = torch.from_numpy(places.joined(rgb.numpy(), lay(places, "depth", 4, 4).numpy()))
