@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -10,6 +11,8 @@ from sphinx.application import Sphinx
 import multicam
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from faces import with_faces  # noqa: E402
 
 os.environ["TQDM_DISABLE"] = "1"  # progress bars have no place on a page
 
@@ -49,6 +52,7 @@ nitpick_ignore_regex = [
     ("py:obj", ".*"),
     # Types of other libraries: their documentation would have to be downloaded to link to it.
     ("py:class", r"(torch|numpy|jaxtyping|collections\.abc|pathlib|matplotlib)\..*|Tensor|ndarray"),
+    ("py:class", r"multicam\.[a-z.]+\.[A-Z]"),  # type variables
     ("py:class", r"'[a-z0-9_*.+/() ]*'"),  # the shapes in annotations
 ]
 
@@ -66,6 +70,20 @@ def as_restructuredtext(_: object, what: str, *rest: object) -> None:
         lines[0] = lines[0].replace(": ", " \N{EN DASH} ")
 
 
+def with_reference(_: Sphinx, page: str, text: list[str]) -> None:
+    """Puts the names of faces into their pages."""
+    text[0] = with_faces(text[0])
+
+
+def without_inherited_signature(
+    _: object, what: str, name: str, found: object, *rest: object
+) -> tuple[str, str] | None:
+    """Shows how a class is made only where its documentation says it: not of results, nor of what is made like its base."""
+    return ("", "") if what == "class" and "Args:" not in (found.__doc__ or "") else None
+
+
 def setup(app: Sphinx) -> None:
-    """Registers the hook in front of napoleon, which has priority 500."""
+    """Registers the hooks; that for docstrings in front of napoleon, which has priority 500."""
+    app.connect("source-read", with_reference)
+    app.connect("autodoc-process-signature", without_inherited_signature)
     app.connect("autodoc-process-docstring", as_restructuredtext, priority=400)

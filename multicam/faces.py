@@ -27,7 +27,7 @@ def face(
         >>> get("GradCAM").__name__, "GradCAM" in names
         ('GradCAM', True)
     """
-    homes = _homes(package, Path(file).with_suffix(".pyi"))
+    homes = homes_of(package, file)
 
     def get(name: str) -> Any:
         if name not in homes:
@@ -45,10 +45,10 @@ def face(
     return get, lambda: list(homes), list(homes)
 
 
-def _homes(package: str, stub: Path) -> dict[str, str]:
-    """The module that each name of a stub is from."""
+def homes_of(package: str, file: str) -> dict[str, str]:
+    """The module that each name of a package is from, as `face` reads it."""
     homes: dict[str, str] = {}
-    for node in ast.parse(stub.read_text()).body:
+    for node in ast.parse(Path(file).with_suffix(".pyi").read_text()).body:
         if isinstance(node, ast.ImportFrom):
             module = f"{package}.{node.module}" if node.module else package
             names = [alias.name for alias in node.names]

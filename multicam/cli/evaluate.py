@@ -36,17 +36,7 @@ EXAMPLE = """\
 methods are those of `multicam explain` and of `multicam saliency`, which lists them.
 
 metrics; more (up) or less (down) is better:
-  deletion, insertion  down, up: the score while the marked places go, or come
-  road, road-least     down, up: ROAD, the most or the least relevant places first
-  average-drop, increase   down, up: of the probability, seen through the maps
-  infidelity, correlation  down, up: what maps predict for random rectangles, and what happens
-  sensitivity          down: how much maps change under slight noise
-  randomization        down: how much they stay the same as the weights become random
-  pointing, energy     up: the peak of all maps, and how much of the evidence, lies in a region
-  pointing-within, energy-within   up: the same in the map of the input that has the region
-  names-input          up: the largest map is that of the input that has the region
-  sparseness, complexity   up, down: how few places hold the evidence
-  seconds              down: of the explanation of a sample
+{metrics}
 
 {targets}
 {grids}

@@ -4,7 +4,10 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping
 from inspect import getdoc
 from textwrap import fill
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # which imports torch
+    from multicam.metrics.measures import Metric
 
 # Words that `read_target` and `read_grid` understand: what a help lists, and an error proposes.
 TARGETS = {
@@ -30,7 +33,7 @@ GRIDS = {
 
 
 class Command(argparse.ArgumentParser):
-    """A parser whose help has lists in it; only a help that lists methods waits for torch."""
+    """A parser whose help has lists in it; only a help that lists methods or metrics waits for torch."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -83,11 +86,24 @@ def describe_attributions() -> str:
     return _summaries((function.__name__, function) for function in ATTRIBUTIONS)
 
 
+def describe_metrics() -> str:
+    """The metrics of `multicam evaluate`, each with what is better of it and what it tells.
+
+    Example:
+        >>> " ".join(describe_metrics().splitlines()[0].split())
+        'deletion down: the score while the marked places go'
+    """
+    from multicam.metrics.measures import METRICS
+
+    return _columns((metric.name.replace(" ", "-"), _directed(metric)) for metric in METRICS.values())
+
+
 _LISTS: dict[str, Callable[[], str]] = {
     "{targets}": describe_targets,
     "{grids}": describe_grids,
     "{methods}": describe_methods,
     "{attributions}": describe_attributions,
+    "{metrics}": describe_metrics,
 }
 
 
@@ -95,11 +111,20 @@ def _words(words: Mapping[str, str]) -> str:
     return "".join(f"  {word:22}{meaning}\n" for word, meaning in words.items())
 
 
+def _directed(metric: "Metric") -> str:
+    return f"{metric.better}: {metric.about}" if metric.better else metric.about
+
+
 def _summaries(objects: Iterable[tuple[str, object]]) -> str:
     """The first sentence of each object's documentation behind its name."""
-    summaries = {name: " ".join((getdoc(value) or "").split("\n\n")[0].split()) for name, value in objects}
-    column = max(map(len, summaries)) + 2
+    return _columns((name, " ".join((getdoc(value) or "").split("\n\n")[0].split())) for name, value in objects)
+
+
+def _columns(said: Iterable[tuple[str, str]]) -> str:
+    """What is said of each name, behind it."""
+    lines = dict(said)
+    column = max(map(len, lines)) + 2
     return "\n".join(
-        fill(f"{name:{column}}{summary}", width=96, initial_indent="  ", subsequent_indent=" " * (column + 2))
-        for name, summary in summaries.items()
+        fill(f"{name:{column}}{text}", width=96, initial_indent="  ", subsequent_indent=" " * (column + 2))
+        for name, text in lines.items()
     )

@@ -127,6 +127,7 @@ class Metric:
         name: What a table calls it.
         measure: From an `Explained` to a number for each sample `(b)`; NaN where it has no meaning.
         better: Whether more of it is better (`"up"`) or less (`"down"`); None if neither is.
+        about: What it tells, for whoever looks for one in a list.
 
     Example:
         >>> Metric("share of depth", lambda explained: explained.maps.shares()[:, 1])
@@ -136,6 +137,7 @@ class Metric:
     name: str
     measure: Callable[[Explained], Shaped[Tensor, " b"]] = field(repr=False)
     better: Better = None
+    about: str = field(default="", repr=False)
 
 
 def _options(e: Explained) -> dict[str, Any]:
@@ -212,27 +214,80 @@ def _within(measure: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Explained]
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("deletion", _area(deletion), "down"),
-        Metric("insertion", _area(insertion), "up"),
-        Metric("road", _imputed("most"), "down"),
-        Metric("road least", _imputed("least"), "up"),
-        Metric("average drop", lambda e: e.masked.drop, "down"),
-        Metric("increase", lambda e: e.masked.increased, "up"),
-        Metric("infidelity", lambda e: e.infidelity.scaled, "down"),
-        Metric("correlation", lambda e: e.infidelity.correlation, "up"),
+        Metric("deletion", _area(deletion), "down", "the score while the marked places go"),
+        Metric("insertion", _area(insertion), "up", "the score while the marked places come"),
+        Metric("road", _imputed("most"), "down", "ROAD: the score while neighbours replace the most relevant places"),
+        Metric(
+            "road least", _imputed("least"), "up", "ROAD: the score while neighbours replace the least relevant places"
+        ),
+        Metric(
+            "average drop",
+            lambda e: e.masked.drop,
+            "down",
+            "the share of the probability that is lost when the inputs are seen through the maps",
+        ),
+        Metric(
+            "increase",
+            lambda e: e.masked.increased,
+            "up",
+            "how often the probability rises when the inputs are seen through the maps",
+        ),
+        Metric(
+            "infidelity",
+            lambda e: e.infidelity.scaled,
+            "down",
+            "how far what maps predict for random rectangles is from what happens",
+        ),
+        Metric(
+            "correlation",
+            lambda e: e.infidelity.correlation,
+            "up",
+            "how well what maps predict for random rectangles goes with what happens",
+        ),
         Metric(
             "sensitivity",
             lambda e: sensitivity(e.model, e.inputs, e.explain, e.target, output=e.output, seed=e.seed),
             "down",
+            "how much maps change under slight noise",
         ),
-        Metric("randomization", _randomization, "down"),
-        Metric("pointing", _over_inputs(lambda e: pointing_game(_beside(e.maps), _beside(e.places))), "up"),
-        Metric("pointing within", _within(pointing_game), "up"),
-        Metric("energy", _over_inputs(lambda e: energy_inside(_evidence(e.maps), _beside(e.places))), "up"),
-        Metric("energy within", _within(energy_inside), "up"),
-        Metric("names input", _over_inputs(_named), "up"),
-        Metric("sparseness", lambda e: sparseness(_evidence(e.maps.on_one_scale())), "up"),
-        Metric("complexity", lambda e: complexity(_evidence(e.maps.on_one_scale())), "down"),
-        Metric("seconds", lambda e: torch.full((e.inputs.batch,), e.seconds), "down"),
+        Metric("randomization", _randomization, "down", "how much maps stay the same as the weights become random"),
+        Metric(
+            "pointing",
+            _over_inputs(lambda e: pointing_game(_beside(e.maps), _beside(e.places))),
+            "up",
+            "whether the peak of all maps lies in a region",
+        ),
+        Metric("pointing within", _within(pointing_game), "up", "the same in the map of the input that has the region"),
+        Metric(
+            "energy",
+            _over_inputs(lambda e: energy_inside(_evidence(e.maps), _beside(e.places))),
+            "up",
+            "how much of the evidence of all maps lies in a region",
+        ),
+        Metric("energy within", _within(energy_inside), "up", "the same in the map of the input that has the region"),
+        Metric(
+            "names input",
+            _over_inputs(_named),
+            "up",
+            "whether the largest map is that of the input that has the region",
+        ),
+        Metric(
+            "sparseness",
+            lambda e: sparseness(_evidence(e.maps.on_one_scale())),
+            "up",
+            "how few places hold the evidence, as a Gini index",
+        ),
+        Metric(
+            "complexity",
+            lambda e: complexity(_evidence(e.maps.on_one_scale())),
+            "down",
+            "over how many places the evidence is spread, as an entropy",
+        ),
+        Metric(
+            "seconds",
+            lambda e: torch.full((e.inputs.batch,), e.seconds),
+            "down",
+            "how long the explanation of a sample takes",
+        ),
     )
 }

@@ -1,4 +1,5 @@
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,5 @@ def test_an_error_is_one_clean_line(run, argv, message):
 def test_help_lists_every_metric(capsys):
     out = help_has_an_example_and_its_lists(capsys, "evaluate")
     listed = out.partition("\nmetrics;")[2].partition("\ntargets:")[0]
-    words = [word.strip(",:") for line in listed.splitlines()[1:] for word in line.partition(":")[0].split()]
-    named = [word for word in words if word not in ("up", "down")]
-    assert sorted(map(read_metric, named)) == sorted(METRICS)
+    rows = re.findall(r"^  (\S+) +(up|down): \w", listed, re.MULTILINE)
+    assert [(read_metric(word), better) for word, better in rows] == [(m.name, m.better) for m in METRICS.values()]

@@ -31,8 +31,8 @@ def test_every_file_of_a_command_is_in_the_list_and_in_the_help(capsys):
     assert [line.split()[0] for line in listed if line.startswith("    ") and line[4] != " "] == NAMES
 
 
-def test_only_a_help_that_lists_methods_waits_for_torch():
-    light = ["", *(name for name in NAMES if name not in ("explain", "saliency"))]
+def test_only_a_help_that_lists_methods_or_metrics_waits_for_torch():
+    light = ["", *(name for name in NAMES if name not in ("explain", "saliency", "evaluate"))]
     done = subprocess.run([sys.executable, "-c", HELPS, *light], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines() == [f"{name} nothing" for name in light]
 
