@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 import torch
 from jaxtyping import Float
@@ -30,15 +30,20 @@ class Unseen:
 class Calls(list[AttentionCall]):
     """Attentions in the order in which they ran; prints as a table."""
 
-    def __getitem__(self, key: Any) -> Any:
+    @overload
+    def __getitem__(self, key: SupportsIndex | str) -> AttentionCall: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> "Calls": ...
+
+    def __getitem__(self, key: SupportsIndex | str | slice) -> "AttentionCall | Calls":
         """By number; or the only one of a module path (`"fusion.attn"`), a call (`"fusion.attn#1"`) or a pattern (`"*.cross"`).
 
         Raises:
             MulticamError: If there is none, or more than one.
         """
         if not isinstance(key, str):
-            found = super().__getitem__(key)
-            return Calls(found) if isinstance(key, slice) else found
+            return Calls(super().__getitem__(key)) if isinstance(key, slice) else super().__getitem__(key)
         matching = self.find(key)
         if not matching:
             raise unknown("attention", key, dict.fromkeys(call.path for call in self))

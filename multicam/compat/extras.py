@@ -69,7 +69,7 @@ class DeepFeatureFactorization:
 
     def __call__(self, input_tensor: Any, n_components: int = 16) -> tuple[Any, ...]:
         """The concepts `(c k)`, for each image their maps `(k h w)` in 0..1, and what the head makes of the concepts."""
-        (found,) = factorize(  # type: ignore[union-attr]
+        (found,) = factorize(
             self.model, input_tensor, self.layer, n_components, head=self.computation_on_concepts
         ).values()
         maps = [array(scaled(each)) for each in found.maps]

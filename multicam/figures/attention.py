@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from multicam.figures.page import Picture
 from multicam.figures.plan import Scale
 from multicam.figures.tiles import Tile, figure
 
+Point = TypeVar("Point", bound=tuple[int | float, int | float])  # a list of int is no list of int | float
 _CELL, _CELL_IN = (1, 2), 0.42  # rows and columns of pixels, and inches, of a number's cell
 
 
@@ -86,7 +87,7 @@ def head_sheet(
 def query_figure(
     calls: AttentionCall | Sequence[AttentionCall],
     inputs: Mapping[str, Tensor],
-    query: Query | list[tuple[int | float, int | float]],
+    query: Query | list[Point],
     onto: str | Sequence[str] | None = None,
     *,
     of: str | None = None,

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from einops import rearrange
@@ -14,6 +14,7 @@ from multicam.call.inputs import Inputs
 from multicam.cam.base import LayersLike
 from multicam.cam.laying import ONLY, laid, refuse_unseen
 from multicam.errors import MulticamError
+from multicam.watch.layers import LayerLike
 from multicam.watch.trace import Site, Trace
 from multicam.watch.undisturbed import undisturbed, unwrapped
 
@@ -36,6 +37,30 @@ class Concepts:
     vectors: Float[Tensor, "k c"]
     error: float
     scores: Float[Tensor, "k classes"] | None = None
+
+
+@overload
+def factorize(
+    model: nn.Module,
+    inputs: Any,
+    layers: LayerLike,
+    concepts: int = 5,
+    *,
+    head: Callable[[Tensor], Tensor] | None = None,
+    seed: int = 0,
+) -> Concepts: ...
+
+
+@overload
+def factorize(
+    model: nn.Module,
+    inputs: Any,
+    layers: Mapping[str, LayerLike],
+    concepts: int = 5,
+    *,
+    head: Callable[[Tensor], Tensor] | None = None,
+    seed: int = 0,
+) -> dict[str, Concepts]: ...
 
 
 def factorize(
