@@ -1,14 +1,14 @@
 """Images made by gradient ascent: what a channel, a neuron, a layer or a class of a model with several inputs responds to."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal, SupportsIndex
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
 from multicam.call.scorer import OutputLike, TargetLike
@@ -119,38 +119,27 @@ def activation_maximization(
     inner = unwrapped(model)
     with undisturbed(inner, graph=True):
         objective = Objective.of(inner, inputs, onto, layer=layer, channel=channel, at=at, target=target, output=output)
-        example = objective.example
-        limits = Bounds.of(bounds, example)
-        written = PARAMETERIZATIONS[parameterization](example)
-        noise = torch.randn(written.shape, generator=generator).to(example)
-        noise = noise.expand(len(objective.labels), *noise.shape)
+        limits = Bounds.of(bounds, objective.example)
+        written = PARAMETERIZATIONS[parameterization](objective.example)
+        noise = torch.randn(written.shape, generator=generator).to(objective.example)
 
         def shares(colours: Tensor, rows: Tensor) -> Tensor:
             return (colours + written.pixels(rows)).sigmoid()
 
-        first = list(product(_flat(limits.shares(example), generator), GRAINS))
-        with torch.no_grad():
-            tried = torch.stack([objective(limits.at(shares(colour, grain * noise))) for colour, grain in first])
-        start, chosen = tried.max(0)
-        colours = torch.stack([first[i][0] for i in chosen.tolist()])
-        rows = torch.stack([first[i][1] * noise[0] for i in chosen.tolist()]).requires_grad_()
-        adam = torch.optim.Adam([rows], lr, maximize=True)
-        slower = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, steps)
-        moved = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        history = []
-        for _ in progress(range(steps), steps, "activation maximization"):
+        def rise(rows: Tensor) -> tuple[Tensor, Tensor]:
             image = shares(colours, rows)
             values = objective(motion(limits.at(image), generator))
-            (gradient,) = torch.autograd.grad((values - smoothness * total_variation(image)).sum(), rows)
-            moved |= gradient.flatten(1).any(1)
-            rows.grad = torch.stack([_unit(row) for row in gradient])  # the units of the objective do not matter
-            adam.step()
-            slower.step()
-            history.append(values.detach())
+            return values, values - smoothness * total_variation(image)
+
+        first = list(product(_flat(limits.shares(objective.example), generator), (grain * noise for grain in GRAINS)))
+        start, colours, rows = _highest(
+            first, lambda *image: objective(limits.at(shares(*image))), len(objective.labels)
+        )
+        history, moved = _climbed(rows, rise, steps, lr)
         images = limits.at(shares(colours, rows)).detach().to(objective.dtype)
         reached = objective(images)
     _warn_if_stuck(objective.labels, moved)
-    return Dream(images, reached, start, torch.stack(history), objective.input, objective.labels, limits)
+    return Dream(images, reached, start, history, objective.input, objective.labels, limits)
 
 
 def deep_dream(
@@ -176,11 +165,11 @@ def deep_dream(
     gradient divided by its root mean square.
 
     Args:
-        model: Any module; it is not changed.
+        model: As for `activation_maximization`.
         inputs: What the model takes, see `Inputs.of`. Its first sample is dreamt of, and its other inputs are held.
-        layer: The layer.
+        layer: As for `activation_maximization`, but there must be one.
         channel: The channel whose mean is raised. None: the mean square of all.
-        onto: The image input `(b c h w)`. None: the only one.
+        onto: As for `activation_maximization`.
         octaves: How many sizes, with the input's own.
         octave_scale: How much larger each is than the one before.
         steps: How many steps at each size.
@@ -211,40 +200,89 @@ def deep_dream(
             raise MulticamError(f"deep_dream takes one channel, or None for all of them, not {channel!r}")
         limits = Bounds.of(bounds, objective.example)
         small = limits.shares(objective.example[:1])
-        h, w = small.shape[2:]
-
-        def rise(image: Tensor, corner: tuple[int, int]) -> tuple[Tensor, Tensor]:
-            """The mean objective of tiles that cover an image of shares, and its gradient."""
-            gradient, count, values = torch.zeros_like(image), torch.zeros_like(image), []
-            for y, x in product(*(_places(*of) for of in zip(image.shape[2:], (h, w), corner, strict=True))):
-                tile = image[..., y : y + h, x : x + w].clone().requires_grad_()
-                values.append(objective(limits.at(tile)))
-                gradient[..., y : y + h, x : x + w] += torch.autograd.grad(values[-1].sum(), tile)[0]
-                count[..., y : y + h, x : x + w] += 1
-            return torch.cat(values).mean(0, keepdim=True).detach(), gradient / count
-
+        sides = (small.shape[2], small.shape[3])
         base = image = small
         history = []
         for step in progress(range(octaves * steps), octaves * steps, "deep dream"):
             if step % steps == 0:
-                size = [round(side * octave_scale ** (step // steps)) for side in (h, w)]
+                size = [round(side * octave_scale ** (step // steps)) for side in sides]
                 detail = _resized(image - base, size)
                 base = _resized(small, size).clamp(0, 1)
                 image = base + detail
-            corner = [int(torch.randint(side, (), generator=generator)) for side in (h, w)]
-            value, gradient = rise(image, (corner[0], corner[1]))
+            y, x = (int(torch.randint(side, (), generator=generator)) for side in sides)
+            value, gradient = _tiled(objective, limits, image, sides, (y, x))
             image = (image + lr * _unit(gradient)).clamp(0, 1)
             history.append(value)
-        start, reached = (rise(x, (0, 0))[0] for x in (base, image))
-    return Dream(
-        limits.at(image).to(objective.dtype),
-        reached,
-        start,
-        torch.stack(history),
-        objective.input,
-        objective.labels,
-        limits,
-    )
+        start, reached = (_tiled(objective, limits, x, sides, (0, 0))[0] for x in (base, image))
+    images = limits.at(image).to(objective.dtype)
+    return Dream(images, reached, start, torch.stack(history), objective.input, objective.labels, limits)
+
+
+def _highest(
+    images: Sequence[tuple[Tensor, Tensor]], objective: Callable[[Tensor, Tensor], Tensor], n: int
+) -> tuple[Float[Tensor, " n"], Tensor, Tensor]:
+    """Of images, each a flat colour and the noise on it, the one with the highest objective, for each of `n` purposes.
+
+    Args:
+        images: The colour `(c 1 1)` and the noise of each, as the parameterization writes it.
+        objective: From colours and noise of `n` images to a number for each.
+        n: For how many purposes an image is chosen.
+
+    Returns:
+        The objectives, the colours and the noise, which takes a gradient.
+    """
+    with torch.no_grad():
+        tried = torch.stack([objective(colour, noise.expand(n, *noise.shape)) for colour, noise in images])
+    highest, chosen = tried.max(0)
+    colours, rows = (torch.stack(list(each)) for each in zip(*(images[i] for i in chosen.tolist()), strict=True))
+    return highest, colours, rows.requires_grad_()
+
+
+def _climbed(
+    rows: Tensor, rise: Callable[[Tensor], tuple[Tensor, Tensor]], steps: int, lr: float
+) -> tuple[Float[Tensor, "steps n"], Bool[Tensor, " n"]]:
+    """Move the rows uphill with Adam, in place, with steps that fall to zero.
+
+    Args:
+        rows: What is optimised `(n ...)`.
+        rise: From the rows to the objective of each, and to what is maximised.
+        steps: How many steps.
+        lr: The size of the first.
+
+    Returns:
+        The objectives at every step, and whether each row ever had a gradient.
+    """
+    adam = torch.optim.Adam([rows], lr, maximize=True)
+    slower = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, steps)
+    moved = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    history = []
+    for _ in progress(range(steps), steps, "activation maximization"):
+        values, maximised = rise(rows)
+        (gradient,) = torch.autograd.grad(maximised.sum(), rows)
+        moved |= gradient.flatten(1).any(1)
+        rows.grad = torch.stack([_unit(row) for row in gradient])  # the units of the objective do not matter
+        adam.step()
+        slower.step()
+        history.append(values.detach())
+    return torch.stack(history), moved
+
+
+def _tiled(
+    objective: Objective,
+    limits: Bounds,
+    image: Float[Tensor, "1 c h w"],
+    sides: tuple[int, int],
+    corner: tuple[int, int],
+) -> tuple[Float[Tensor, " 1"], Float[Tensor, "1 c h w"]]:
+    """The mean objective of the tiles of a size that cover an image of shares and meet at a corner, and its gradient."""
+    gradient, count, values = torch.zeros_like(image), torch.zeros_like(image), []
+    for y, x in product(*(_places(*of) for of in zip(image.shape[2:], sides, corner, strict=True))):
+        at = (..., slice(y, y + sides[0]), slice(x, x + sides[1]))
+        tile = image[at].clone().requires_grad_()
+        values.append(objective(limits.at(tile)))
+        gradient[at] += torch.autograd.grad(values[-1].sum(), tile)[0]
+        count[at] += 1
+    return torch.cat(values).mean(0, keepdim=True).detach(), gradient / count
 
 
 def _flat(shares: Float[Tensor, "b c h w"], generator: Generator) -> Float[Tensor, "k c 1 1"]:

@@ -91,36 +91,13 @@ class Game(Scored):
         self._call = Inputs.of(inputs).bind(self._model).own()
         self._scorer = Scorer(target, output)
         self.batch, self.batch_size = self._call.batch, at_least_one("batch_size", batch_size)
-        given = (
-            {self._call.name(name): value for name, value in baseline.items()} if isinstance(baseline, Mapping) else {}
-        )
-        self.players: dict[str, list[str]] = _players(self._call, players, given)
-        parts = list(self.players.values())
         if references is not None and not (isinstance(baseline, float) and baseline == 0):
             raise MulticamError("give a baseline, or references to take its place, not both")
-        for name in given:
-            if not any(name in part for part in parts):
-                raise unknown("player's input", name, [each for part in parts for each in part])
-        nothing = {name for name, value in given.items() if value is None}
-        self._gone = [i for i, part in enumerate(parts) if set(part) <= nothing]  # players whose inputs become None
-        self._mixed = [i for i in range(len(parts)) if i not in self._gone]
-        for i in self._mixed:
-            if some := sorted(nothing & {*parts[i]}):
-                raise MulticamError(
-                    f"the inputs of player {list(self.players)[i]!r} become None together or not at all, but the baseline of {some[0]!r} "
-                    "alone is None"
-                )
-        names = [name for i in self._mixed for name in parts[i]]
-        # Else what stands for a sample's inputs needs its other inputs.
-        alone = not set(self._call.batched) - set(names)
-        if references is None:
-            values: Any = {name: given.get(name, 0.0) for name in names} if isinstance(baseline, Mapping) else baseline
-            found = baselines(self._call, names, values)
-            alike = alone and all(torch.equal(x, x[:1].expand_as(x)) for x in found.values())
-            self.references = {name: (x[:1] if alike else x)[:, None] for name, x in found.items()}
-        else:
-            known = references_of(self._model, self._call, references, names)
-            self.references = {name: x[None].expand(1 if alone else self.batch, *x.shape) for name, x in known.items()}
+        given = {self._call.name(name): x for name, x in baseline.items()} if isinstance(baseline, Mapping) else {}
+        self.players: dict[str, list[str]] = _players(self._call, players, given)
+        self._gone = _gone(self.players, given)
+        self._mixed = [i for i in range(len(self.players)) if i not in self._gone]
+        self.references = self._stand_ins(given if isinstance(baseline, Mapping) else baseline, references)
         self._games: dict[tuple[int, ...], Mixing] = {}
         mixing = self._mixing(())
         fixed = self._scorer.pinned(select_output(self._of_samples(mixing.output), output))
@@ -128,7 +105,23 @@ class Game(Scored):
             self._scorer = fixed.take(range(self.batch))
         elif self.batch > 1 and not hasattr(fixed.target, "take"):
             Trace(self._model, self._call, {}, fixed.target, output).refuse_target_without_samples()
-        self.used = [i in self._gone or mixing.used[self._mixed.index(i)] for i in range(len(parts))]
+        self.used = [i in self._gone or mixing.used[self._mixed.index(i)] for i in range(len(self.players))]
+
+    def _stand_ins(
+        self, baseline: Baseline | Mapping[str, Baseline | None], references: Any
+    ) -> dict[str, Float[Tensor, "b n ..."]]:
+        """What each input of the players is replaced by: one value, or that of every reference."""
+        parts = list(self.players.values())
+        names = [name for i in self._mixed for name in parts[i]]
+        # An input that is no player's is a sample's own, and what replaces the others must stand beside it, row by row.
+        alone = not set(self._call.batched) - set(names)
+        if references is not None:
+            known = references_of(self._model, self._call, references, names)
+            return {name: x[None].expand(1 if alone else self.batch, *x.shape) for name, x in known.items()}
+        values: Any = {name: baseline.get(name, 0.0) for name in names} if isinstance(baseline, Mapping) else baseline
+        found = baselines(self._call, names, values)
+        alike = alone and all(torch.equal(x, x[:1].expand_as(x)) for x in found.values())
+        return {name: (x[:1] if alike else x)[:, None] for name, x in found.items()}
 
     def __call__(self, coalitions: Bool[Tensor, "n k"], samples: Sequence[int] | None = None) -> Float[Tensor, "b n"]:
         """The scores with these players, see `Scored`."""
@@ -217,6 +210,27 @@ def _players(call: Inputs, players: Players | None, given: Mapping[str, Any]) ->
     if not found or not all(found.values()):
         raise MulticamError(f"there is no input to be a player in {call!r}")
     return found
+
+
+def _gone(players: Mapping[str, Sequence[str]], given: Mapping[str, Any]) -> list[int]:
+    """The numbers of the players whose inputs become None; `given` are the baselines by full name.
+
+    Raises:
+        MulticamError: There is no such input, or only some inputs of a player become None.
+    """
+    known = [name for part in players.values() for name in part]
+    for name in given:
+        if name not in known:
+            raise unknown("player's input", name, known)
+    nothing = {name for name, value in given.items() if value is None}
+    for player, part in players.items():
+        some = sorted(nothing & {*part})
+        if some and not nothing.issuperset(part):
+            raise MulticamError(
+                f"the inputs of player {player!r} become None together or not at all, but the baseline of {some[0]!r} "
+                "alone is None"
+            )
+    return [i for i, part in enumerate(players.values()) if nothing.issuperset(part)]
 
 
 def _called(one: str | Sequence[str]) -> str:

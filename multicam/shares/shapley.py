@@ -225,7 +225,8 @@ def _weighted(gains: Float[Tensor, "b *others"], taken: int) -> Float[Tensor, " 
     others = gains.ndim - 1
     k = others + taken
     sizes = [sum(each) for each in product([0, 1], repeat=others)]
-    # (k - taken)! s! / ... : each size has the same weight in all, and each coalition of a size the same.
+    # A coalition of s others has s! (k - s - taken)! / (k - taken + 1)!, the weight in `contribution`: each of the
+    # k - taken + 1 sizes weighs the same in all, and so does every coalition of one size.
     weights = [factorial(s) * factorial(k - s - taken) / factorial(k - taken + 1) for s in sizes]
     return gains.reshape(len(gains), -1) @ torch.tensor(weights, dtype=gains.dtype)
 
