@@ -297,6 +297,8 @@ class _State:
 
     def mixed(self, a: Float[Tensor, "q k"], keys: Int[Tensor, " k"]) -> Float[Tensor, "q tokens"]:
         """`A R[k]`."""
+        # Tokens that are no queries never change: their rows of R are those of the identity, of which A I[k] is A's own column. So R has rows
+        # for queries only, and a model's thousand keys cost one addition.
         at = self.at(keys)
         asked = at < self.asked
         return (a[:, asked] @ self.matrix[at[asked]]).index_add_(1, at[~asked], a[:, ~asked])
@@ -320,12 +322,15 @@ class _State:
         if s is t:
             return queries, added
         of_s, of_t = self._normalised(s), self._normalised(t)
+        # From stream s to stream t: R[s, :] += A R[t, :] on the queries' rows (6, 11), but for the columns of t, where
+        # R[s, t] += N[s]^T A N[t] (10): what the queries have become of all tokens of s passes on what they read to those.
         whole = added.new_zeros(len(s), len(self.tokens))
         whole[torch.searchsorted(s, queries)] = added
         whole[:, t] = of_s[torch.searchsorted(s, queries)].T @ a @ of_t[torch.searchsorted(t, keys)]
         return s, whole
 
     def _normalised(self, stream: Tensor) -> Tensor:
+        # Equations 8 and 9: a token is itself (I) and what it has taken in since (R - I), scaled to 1 so that both count alike.
         start = torch.eye(len(stream)).to(self.matrix)
         gained = self.rows(stream)[:, stream] - start
         total = gained.sum(1, keepdim=True)

@@ -39,7 +39,13 @@ class Forward:
         """What each token has been given, as a density on an input: its mean is the sum over the input's tokens.
 
         Tokens of the same part are added up, and so are the densities of several grids; tokens that stand for the whole of the
-        input have no place on it where others have one.
+        input have no place on it where others have one. With amounts `a` on a grid of `n` cells the density is `n a` in each
+        cell, laid on the input by linear interpolation: its mean is `sum a`, and grids of any size compare.
+
+        Args:
+            tokens: The ids of the tokens.
+            amounts: What each of them has been given.
+            onto: The input.
 
         Raises:
             MulticamError: If no token stands for the input, or the tokens have no grid.
@@ -48,9 +54,11 @@ class Forward:
         ids, amounts = tokens[of].cpu(), amounts[of]
         if not len(ids):
             raise MulticamError(f"none of the tokens stands for input {onto!r}: {self.places.describe(tokens)}")
+        # Several ids may stand for one part: each attention of a learned query has another. Their amounts go to one of them.
         parts, at = torch.unique(self.places.boxes[ids].round(decimals=5), dim=0, return_inverse=True)
         amounts = amounts.new_zeros(len(parts)).index_add_(0, at.to(amounts.device), amounts)
         ids = ids.new_zeros(len(parts)).index_copy_(0, at, ids)
+        # Parts of one size are a grid. Pyramids have several, each laid by itself; parts as large as the input count where there is nothing else.
         sizes, size_of = torch.unique(self._sides(ids), dim=0, return_inverse=True)
         local = [i for i, size in enumerate(sizes) if (size < 1).any()] or [0]
         return torch.stack([self._gridded(ids[size_of == i], amounts[size_of == i], onto) for i in local]).sum(0)
@@ -61,7 +69,15 @@ class Forward:
         return [name for name in self.places.names if self.places.select(parts, name).any()]
 
     def density(self, grid_map: Float[Tensor, "1 *grid"], onto: str) -> Float[Tensor, "1 *size"]:
-        """What each cell of a grid has been given, as a density on an input."""
+        """What each cell of a grid has been given, as a density on an input.
+
+        Args:
+            grid_map: The amounts `(1 *grid)`.
+            onto: The input, of `sizes[onto]`.
+
+        Returns:
+            The density `(1 *size)`; on the grid itself where that has other axes than the input.
+        """
         size = self.sizes[onto]
         while grid_map.ndim - 1 > len(size) and grid_map.shape[-1] == 1:
             grid_map = grid_map[..., 0]  # features (b n c) might have been an image
@@ -104,7 +120,16 @@ class Dense:
     key_numbers: Int[Tensor, " m"] | None = None
 
     def line(self, query: Query, of: str | None) -> Float[Tensor, " keys"]:
-        """What the queries that the caller means give to each key, in the first head."""
+        """What the queries that the caller means give to each key, in the first head.
+
+        Args:
+            query: "mean" over the queries, "cls" for the first one that stands for no input, a number counted among the module's
+                queries, or a pixel `(y, x)` of their input.
+            of: An input: "mean" is over its tokens only, and a pixel is one of it.
+
+        Raises:
+            MulticamError: If there is no such input or query.
+        """
         places, rows = self.forward.places, self.matrix[0]
         if of is not None and of not in places.names:
             raise unknown("input", of, places.names)

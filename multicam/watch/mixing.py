@@ -100,7 +100,11 @@ class Mixing:
         return self._read(output, samples)
 
     def _rows(self, key: Key, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Sequence[int]:
-        """The samples whose record a call returns for each row."""
+        """The samples whose record a call returns for each row.
+
+        With `f_i` a call that sees part i only, `f_i(row) = f_i(sample that the row takes part i from)`: a call that depends on the colour of one
+        part returns its record in the order in which the rows take that part, and one that depends on none in that of their samples.
+        """
         seen = self._seen[key]
         return parts[seen.bit_length() - 1] if seen else samples
 
@@ -130,6 +134,8 @@ class Mixing:
 
     def _prove(self) -> None:
         """Keep of the record what a full pass of mixed rows confirms, and compare scores."""
+        # The mixed row takes each part from a sample drawn by chance. What the record and the marks say must come out of a full pass of it, call by
+        # call; and what the fusion makes of the record must be the full pass's score, up to rounding and a thousandth of the scores' standard deviation.
         n = 1  # another size than that of the record, which has a baseline besides, tells which axis is the batch
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randint(self._batch, (self._count + 1, n + 1), generator=generator, device="cpu").tolist()

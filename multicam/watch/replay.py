@@ -163,7 +163,11 @@ class Replay:
         return self._tap.reshape(x)
 
     def _written(self, x: Tensor, acts: Tensor) -> Tensor:
-        """The layer's output `x` with these activations in it."""
+        """The layer's output `x` with these activations in it.
+
+        A grid is a rearrangement of some entries of the output. Done to the numbers of all entries it tells which these are, and the activations
+        go back there; entries that are on no grid (class tokens) stay.
+        """
         if self._tap.reshape is as_it_is:
             return acts.to(x)
         index = self._gridded(torch.arange(x.numel(), device=x.device).view(x.shape))

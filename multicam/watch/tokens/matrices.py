@@ -87,6 +87,9 @@ def laying(
     columns: Int[Tensor, "n k"],
 ) -> tuple[Callable[[Tensor], Tensor], tuple[int, ...]]:
     """From what a softmax returned to these matrices, rows and columns `(m q k)`, and the axes that m is made of."""
+    # P came out of the softmax with its axes in the model's order, all matrices' rows and columns side by side. First its axes are moved to
+    # (… q k) and the others folded to m. Then it is compared by numbers: where what is wanted has other rows, columns or matrices
+    # than P (slices, windows, a constant column put in front), they are copied to where they belong, and the rest is zero.
     where, shape = softmax.where, softmax.shape
     other = "row" if role == "column" else "column"
     second = _axis(where, other if over == "keys" else role, softmax.over)
@@ -142,7 +145,9 @@ def _axis(where: Where, name: str, taken: int) -> int:
     """The axis that runs over rows or columns; the last one where there is a single row or column."""
     ndim = where["column"].ndim
     varying = [axis for axis in range(ndim) if name in where and axis != taken and varies(where[name], axis)]
-    if varying:  # the slowest are samples and heads, where these were folded into the rows
+    # Where samples and heads were folded into the rows, several axes run over them. Rows of one matrix are neighbours, so the axis of the
+    # smallest step is that of its rows.
+    if varying:
         return min(
             varying, key=lambda axis: int((where[name].select(axis, 1) - where[name].select(axis, 0)).abs().max())
         )

@@ -16,6 +16,7 @@ from multicam.watch.reshape import Grid
 LOST, CONSTANT = -1, 0
 _MIXED, _OWN, _LOCAL = 0, 1, 2  # how much an id says about place: nothing, the whole input or no input, a part of it
 _NEAR = 1e-6  # of an input's side
+_PAIR = 1 << 31  # more than there are ids in a pass
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,13 @@ class Places:
 
         Some cells may be absent: those of masked tokens, or of all windows but one.
 
+        Args:
+            ids: The tokens, each for another part of the input.
+            onto: The input.
+
+        Returns:
+            The number of cells along each axis of the input, and for each token its cell in that grid, row by row.
+
         Raises:
             MulticamError: If the tokens have no such grid.
         """
@@ -149,6 +157,8 @@ class Places:
                 f"the tokens cover parts of {onto!r} of {len(sizes)} sizes (in fractions of it: {', '.join(sizes[:4])}), "
                 f"so they are no grid{remedy}"
             )
+        # Equal boxes are a grid if they begin at whole multiples of their side: cell = low / side along each axis. A last cell that the input cuts
+        # short (1 / side is no whole number) counts as a whole one.
         side = side[:, :1]
         if (side > 1 - _NEAR).all():
             raise MulticamError(f"each token stands for the whole of {onto!r}, so it has no place on it{remedy}")
@@ -263,7 +273,8 @@ class Places:
         """
         moved = np.moveaxis(ids, axes, range(-len(axes), 0))
         rows = moved.reshape(prod(moved.shape[: -len(axes)]), -1)
-        # The same ids in any order have the same union; the sum of well mixed ids tells.
+        # A union is asked for again and again with the same ids: in every layer, and for every channel. The same ids in any order have the same
+        # one, so a row's key is the sum of well mixed ids (64 bits: two of a million rows have the same with a probability of 3e-8).
         keys, first, back = np.unique(_mixed(rows).sum(1), return_index=True, return_inverse=True)
         key = b"union" + keys.tobytes()
         if key not in self._known:
@@ -272,6 +283,8 @@ class Places:
         return self._known[key][back.reshape(-1)].reshape(shape)
 
     def _union(self, rows: np.ndarray) -> np.ndarray:
+        # Of each row only the ids that say most about place count: parts of inputs before whole inputs and own tokens, these before constants. One
+        # counted id is the union itself (least == most); several are a new one, whose box is the smallest around theirs.
         level = self._level[rows] * (rows > 0)
         counted = (level == level.max(1, keepdims=True)) & (level > 0)
         least = np.where(counted, rows, np.iinfo(np.int64).max).min(1)
@@ -311,13 +324,18 @@ class Places:
 
     def joined(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """What becomes of ids that meet in an element-wise operation, by the rules in `multicam.watch.tokens.origins`."""
-        codes, back = np.unique((a + 1 << 31) + b + 1, return_inverse=True)
+        # Few different pairs meet, in tensors of many entries: each pair is one number, and the rules are asked once for each.
+        codes, back = np.unique((a + 1) * _PAIR + (b + 1), return_inverse=True)
         key = b"joined" + codes.tobytes()
         if key not in self._known:
-            self._known[key] = self._joined((codes >> 31) - 1, (codes & (1 << 31) - 1) - 1)
+            self._known[key] = self._joined(codes // _PAIR - 1, codes % _PAIR - 1)
         return self._known[key][back].reshape(np.broadcast_shapes(a.shape, b.shape))
 
     def _joined(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        # Whoever says more about place wins. Two parts (`both`) that differ are
+        # - the same box of different inputs (`near`): a token of all these inputs, unless one of the two is that already;
+        # - different boxes of the same inputs: the smallest box around both;
+        # - else, parts of different inputs at different places: the first stays.
         level_a, level_b = self._level[a] * (a > 0), self._level[b] * (b > 0)
         result = np.where(level_b > level_a, b, a)
         both = (level_a == level_b) & (level_a == _LOCAL) & (a != b)
@@ -352,6 +370,8 @@ class Places:
             return None
         if (self._inputs[rows] != self._inputs[first]).any():
             return None
+        # A grid lies over its outermost cells. Which axis of the tensor is which of the input is tried out, the usual order first: the cells of
+        # the right lattice are these boxes.
         table = self._boxes[:, rows]
         boxes = np.concatenate([table[:3].min(2), table[3:].max(2)])
         for axes in sorted(permutations(range(3), n), key=_unusual):

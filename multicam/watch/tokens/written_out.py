@@ -209,6 +209,9 @@ class Products:
 
     def _extended(self, follow: Follow, given: Tensor, befores: dict[int, int], returned: Tensor) -> None:
         """Rows or columns are put before and behind along some axes."""
+        # Entries that were put in belong to no row and column of the product Q K^T: along the axis that runs over rows (or columns) their
+        # numbers are below zero, and all different, so that no two of them are taken for the same. Numbers that do not change along the
+        # axis are those of the new entries as well.
         where = dict(follow.where)
         for axis, before in befores.items():
             size = returned.shape[axis]
@@ -235,11 +238,14 @@ class Products:
         self._follows[returned] = replace(start, softmax=softmax, probs=None, changed=False)
 
     def _multiplied(self, a: Tensor, b: Tensor, returned: Tensor, path: str) -> Attended | None:
+        # Attention is O = P V, or O^T = V^T P^T, with P made of Q K^T: the axis that the product sums over then runs over the columns of Q K^T
+        # and the free axis over its rows (or the other way round, where the model has K Q^T), and what is summed over are the keys. An
+        # axis that runs over neither is that of heads: the product mixes their matrices, as a linear layer over heads does.
         for x, other, contracted in ((a, b, a.ndim - 1), (b, a, b.ndim - 2)):
             follow = self._follows.get(x)
             if follow is None:
                 continue
-            free = 2 * x.ndim - 3 - contracted
+            free = 2 * x.ndim - 3 - contracted  # the other one of the last two axes
             role = role_of(follow.where, contracted, free)
             linear = a.ndim == 2 and self._is_parameter(other)
             if role == "mixed" or (linear and x.shape[contracted] == 1):
@@ -265,17 +271,8 @@ class Products:
         self, follow: Follow, x: Tensor, other: Tensor, returned: Tensor, role: str, contracted: int, path: str
     ) -> Attended | None:
         turned = contracted == x.ndim - 2  # the weights are the right operand, and all is transposed
-        softmax = follow.softmax
-        if softmax is None:
-            over = sums_to_one(x.mT if turned else x)
-        elif "row" not in softmax.where:
-            over = "keys" if role == "column" else None
-        else:
-            over = "keys" if line_of(softmax.where, softmax.over) == role else "queries"
+        over = self._normalised_over(follow, x, turned, role)
         if over is None:
-            linear = any(operand and self._is_parameter(operand.tensor) for operand in (follow.left, follow.right))
-            if follow.changed and not linear:
-                self.unconfirmed.append((follow.path, tuple(x.shape)))
             return None
         matrix = follow.where.get("matrix")
         order = None if matrix is None else order_of(matrix if matrix.ndim == 2 else matrix[:, 0, 0])
@@ -285,16 +282,19 @@ class Products:
             m = m.mT if turned else m
             return m if order is None else m[order]
 
+        # Laid so, x is (n q k), and so are the numbers of its entries: any row tells the keys, and any column the queries.
         lines = {name: lay(w) for name, w in follow.where.items()}
         along, across = (role, "row" if role == "column" else "column")
         keys = lines[along][:, 0]
         queries = lines[across][..., 0] if across in lines else torch.full_like(lines[along][..., 0], -1)
-        matrices = (
-            None
-            if matrix is None and x.ndim == 3
-            else (torch.zeros_like(keys[:, 0]) if matrix is None else lines["matrix"][:, 0, 0])
-        )
+        if matrix is None:
+            matrices = None if x.ndim == 3 else torch.zeros_like(keys[:, 0])
+        else:
+            matrices = lines["matrix"][:, 0, 0]
         n = len(keys)
+        # The softmax may have run before heads were mixed, rows were cut or constants were put in: what it returned is laid by its own
+        # numbers, and its gradient is asked for where it stands in the model's history.
+        softmax = follow.softmax
         source, probs = x, None
         split: tuple[int, ...] = (n,)
         lay_probs: Callable[[Tensor], Tensor] = lay
@@ -312,6 +312,20 @@ class Products:
             path if q is None else follow.path, q, k, Operand(other, axis), matrices, queries, keys, lay(x.detach()), probs,
             Operand(returned, axis), order, split, over, source, lay_probs, reason,
         )  # fmt: skip
+
+    def _normalised_over(self, follow: Follow, x: Tensor, turned: bool, role: str) -> str | None:
+        """Whether weights sum to one over keys or over queries; None, with a note, if they are no attention."""
+        softmax = follow.softmax
+        if softmax is None:
+            over = sums_to_one(x.mT if turned else x)
+        elif "row" not in softmax.where:  # of something else than a product of queries and keys
+            over = "keys" if role == "column" else None
+        else:
+            over = "keys" if line_of(softmax.where, softmax.over) == role else "queries"
+        linear = any(operand and self._is_parameter(operand.tensor) for operand in (follow.left, follow.right))
+        if over is None and follow.changed and not linear:
+            self.unconfirmed.append((follow.path, tuple(x.shape)))
+        return over
 
 
 def _product(a: Tensor, b: Tensor, returned: Tensor, path: str) -> Follow:
