@@ -1,22 +1,27 @@
 """The documentation: its code runs, what it says is printed is printed, its links lead somewhere, no name is missing.
 
 The code of a page runs from top to bottom in one namespace and an empty folder. A `text` block holds what the code
-before it prints; a python block that starts with `# name.py` is a file; an `sh` block holds commands of multicam.
+before it prints; a python block that starts with `# name.py` is a file; an `sh` block holds commands of multicam. Blocks
+that start with `# folder/name.py` change the package itself: tests/whole/test_contributing.py does what they say.
 """
 
 import doctest
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from functools import cache
 from io import StringIO
 from pathlib import Path
+from runpy import run_path
 from typing import NamedTuple
 
 import pytest
 
 import multicam
 from multicam.cli.main import main
+from tests.whole.test_architecture import ROOMS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -25,7 +30,9 @@ PAGES = [
     for path in (*ROOT.glob("*.md"), *DOCS.rglob("*.md"))
     if not {"_build", "jupyter_execute", "tutorials"} & {*path.relative_to(ROOT).parts[:-1]}
 ]
+with_faces = run_path(str(DOCS / "faces.py"))["with_faces"]
 FENCE = re.compile(r"^```(\S+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+ENTRY = re.compile(r"^\.\. (?:auto\w+|py:data):: (\S+)", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -62,9 +69,10 @@ def test_the_code_of_a_page_does_what_it_says(page: Path, tmp_path: Path, monkey
             assert matches, f"{page.name}:{block.line} should be\n{printed}"
             continue
         with redirect_stdout(StringIO()) as out:
-            file = re.match(r"# (\w+\.py)\n", block.content)
+            file = re.match(r"# ([\w/]+\.py)\n", block.content)
             if block.kind == "python" and file:
-                Path(file[1]).write_text(block.content)
+                if "/" not in file[1]:
+                    Path(file[1]).write_text(block.content)
             elif block.kind in ("python", "{code-cell}"):
                 # The empty lines in front make a traceback point at the page.
                 exec(compile("\n" * block.line + block.content, page, "exec"), namespace)
@@ -79,13 +87,36 @@ def test_links_lead_to_files(page: Path) -> None:
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
-def test_the_account_of_the_house_names_every_file() -> None:
-    account = (DOCS / "architecture.md").read_text()
-    files = {path.name for path in (ROOT / "multicam").glob("*.py")} - {"__init__.py"}
-    assert {name for name in files if f"`{name}`" not in account} == set()
+@pytest.mark.parametrize("face", [face for face in ROOMS if hasattr(importlib.import_module(face), "__all__")])
+def test_every_name_of_a_face_is_in_the_reference(face: str) -> None:
+    """Each page as it is built: with an entry for every name of the faces that it is about."""
+    entries = set(ENTRY.findall(reference()))
+    for name in importlib.import_module(face).__all__:
+        own = {f"{face}.{name}", f"{face.replace('.call.targets', '.targets')}.{name}"}
+        same = getattr(multicam, name) if name in multicam.__all__ else None
+        front = {f"multicam.{name}"} if same is getattr(importlib.import_module(face), name) else set()
+        assert entries & (own | front), name
 
 
 @pytest.mark.parametrize("name", multicam.__all__)
 def test_every_public_name_is_in_the_reference(name: str) -> None:
-    pages = (page.read_text() for page in (DOCS / "reference").glob("*.md"))
-    assert any(re.search(rf"^\.\. (auto\w+|py:data):: multicam\.{name}\b", text, re.MULTILINE) for text in pages)
+    rooms = {room.rpartition(".")[2] for room in ROOMS}
+    assert name in rooms or f"multicam.{name}" in ENTRY.findall(reference())
+
+
+def test_an_entry_is_what_its_name_is() -> None:
+    page = with_faces("# Title\n\n<!-- face: multicam.call.targets -->\n\nThe end.")
+    assert page.startswith("# Title\n\n## scores\n")
+    assert page.endswith("\n```\n\nThe end.")
+    assert ".. autoclass:: multicam.targets.TopBox\n   :members:" in page
+    assert ".. py:data:: multicam.targets.Target\n" in page
+    metrics = with_faces("<!-- face: multicam.metrics -->")
+    assert ".. autofunction:: multicam.evaluate\n" in metrics  # the front page has it
+    assert ".. autofunction:: multicam.metrics.deletion\n" in metrics
+    assert "\n   - ``deletion`` the score while the marked places go\n" in metrics
+
+
+@cache
+def reference() -> str:
+    """All pages of the reference as they are built."""
+    return "\n".join(with_faces(page.read_text()) for page in (DOCS / "reference").glob("*.md"))
