@@ -1,4 +1,4 @@
-"""What becomes of token ids in operations that move, select or join entries."""
+"""What becomes of token ids in operations that view, move or join entries."""
 
 from collections.abc import Sequence
 from math import prod
@@ -21,7 +21,6 @@ from multicam.watch.tokens.marks import (
     lost_like,
     same_marks,
     same_rows,
-    to_numpy,
     viewed,
 )
 from multicam.watch.tokens.places import CONSTANT, LOST, Lattice
@@ -213,95 +212,6 @@ def _stack(op: Operation) -> Mark | None:
     return Mark(np.concatenate(np.broadcast_arrays(*arrays), axis))
 
 
-def _index(op: Operation) -> Mark | None:
-    x, mark = op.args[0], op.mark()
-    if mark is None:  # a table looked up at followed places, as an embedding is
-        indices = [op.origins.mark(index) for index in op.args[1] if index is not None]
-        if len(op.args[1]) != 1 or indices[0] is None:
-            return lost_like(op.out)
-        return Mark(indices[0].ids.reshape(indices[0].shape + (1,) * (op.out.ndim - len(indices[0].shape))))
-    where, axes = _where(op.args[1])
-    return Mark(broadcast(mark.ids, x.shape, *axes)[where])
-
-
-def _where(indices: Sequence[Tensor | None]) -> tuple[tuple[Any, ...], list[int]]:
-    """NumPy's form of PyTorch's indices, and the axes that they index."""
-    where: list[Any] = []
-    axes: list[int] = []
-    position = 0
-    for index in indices:
-        array = None if index is None else index.detach().cpu().numpy()
-        where.append(slice(None) if array is None else array)
-        covered = 1 if array is None or array.dtype != np.bool_ else array.ndim
-        if array is not None:
-            axes += range(position, position + covered)
-        position += covered
-    return tuple(where), axes
-
-
-def _put(op: Operation) -> Mark | None:
-    x, indices, values = op.args[:3]
-    if op.get(3, "accumulate", False):
-        return lost_like(op.out)
-    old, new = (op.origins.mark(t) for t in (x, values))
-    ids = np.broadcast_to(CONSTANT if old is None else old.ids, x.shape).copy()
-    ids[_where(indices)[0]] = CONSTANT if new is None else new.ids
-    return Mark(compressed(ids))
-
-
-def _index_select(op: Operation) -> Mark | None:
-    x, axis, index = op.args[:3]
-    mark = op.origins.mark(x)
-    if mark is None:
-        return lost_like(op.out)
-    return Mark(broadcast(mark.ids, x.shape, axis % x.ndim).take(index.cpu().numpy(), axis))
-
-
-def _gather(op: Operation) -> Mark | None:
-    x, axis, index = op.args[:3]
-    mark = op.origins.mark(x)
-    if mark is None:
-        return lost_like(op.out)
-    ids = broadcast(mark.ids, x.shape, axis % x.ndim)
-    part = [slice(None) if a == axis % x.ndim else slice(size) for a, size in enumerate(index.shape)]
-    return Mark(np.take_along_axis(ids[tuple(part)], to_numpy(index), axis))
-
-
-def _masked_select(op: Operation) -> Mark | None:
-    x, mask = op.args[:2]
-    mark, shape = op.origins.mark(x), np.broadcast_shapes(tuple(x.shape), tuple(mask.shape))
-    chosen = np.broadcast_to(mask.detach().cpu().numpy(), shape)
-    return mark and Mark(np.broadcast_to(mark.ids, shape)[chosen])
-
-
-def _masked_scatter(op: Operation) -> Mark | None:
-    x, mask, source = op.args[:3]
-    old, new = (op.origins.mark(t) for t in (x, source))
-    ids = np.broadcast_to(CONSTANT if old is None else old.ids, op.out.shape).copy()
-    chosen = np.broadcast_to(mask.detach().cpu().numpy(), op.out.shape)
-    flat = np.broadcast_to(CONSTANT if new is None else new.ids, source.shape).reshape(-1)
-    ids[chosen] = flat[: int(chosen.sum())]
-    return Mark(compressed(ids))
-
-
-def _copy(op: Operation) -> Mark | None:
-    mark = op.mark(1)
-    return mark and mark.at(op.out.ndim)
-
-
-def _scatter_part(op: Operation) -> Mark | None:
-    """`slice_scatter` and `select_scatter`."""
-    x, source, axis = op.args[0], op.args[1], op.get(2, "dim", 0)
-    old, new = (op.origins.mark(t) for t in (x, source))
-    ids = np.broadcast_to(CONSTANT if old is None else old.ids, x.shape).copy()
-    if source.ndim < x.ndim:
-        part: Any = op.args[3]
-    else:
-        part = slice(*(op.get(i + 3, name) for i, name in enumerate(("start", "end", "step"))))
-    ids[(slice(None),) * (axis % x.ndim) + (part,)] = CONSTANT if new is None else new.ids
-    return Mark(compressed(ids))
-
-
 def _pad(op: Operation) -> Mark | None:
     mark, flat = op.mark(), list(op.args[1])
     if mark is None:
@@ -406,14 +316,6 @@ _NAMES: dict[Rule, str] = {
     _repeat: "repeat",
     _join: "cat",
     _stack: "stack",
-    _index: "index _unsafe_index",
-    _put: "index_put _unsafe_index_put _index_put_impl",
-    _index_select: "index_select",
-    _gather: "gather",
-    _masked_select: "masked_select",
-    _masked_scatter: "masked_scatter",
-    _copy: "copy",
-    _scatter_part: "slice_scatter select_scatter",
     _pad: "constant_pad_nd",
     _mirror("reflect"): "reflection_pad1d reflection_pad2d reflection_pad3d",
     _mirror("edge"): "replication_pad1d replication_pad2d replication_pad3d",

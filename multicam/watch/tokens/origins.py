@@ -29,6 +29,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from multicam.errors import MulticamError, unknown
 from multicam.watch.reshape import Tokens
+from multicam.watch.tokens import moving, picking
 from multicam.watch.tokens.computing import rule_of
 from multicam.watch.tokens.marks import (
     Mark,
@@ -42,7 +43,6 @@ from multicam.watch.tokens.marks import (
     same_marks,
     tensors_in,
 )
-from multicam.watch.tokens.moving import RULES
 from multicam.watch.tokens.places import CONSTANT, LOST
 
 
@@ -200,5 +200,7 @@ def _rule(func: Any) -> tuple[Rule, bool, bool]:
     name = func._opname.removesuffix("_")
     if name.endswith("_copy") and name != "_to_copy":
         name = name.removesuffix("_copy")
-    rule = (RULES.get(name) or rule_of(name, func)) if func.namespace == "aten" else lose
+    rule = (
+        (moving.RULES.get(name) or picking.RULES.get(name) or rule_of(name, func)) if func.namespace == "aten" else lose
+    )
     return rule, bool(aliases) and not mutates, mutates
