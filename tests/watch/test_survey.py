@@ -1,9 +1,10 @@
 """The layers of a model, and which inputs each of them sees."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from multicam import HiResCAM, list_layers
+from multicam.watch.survey import LayerTable
 from tests.helpers.models import Fusion, Siamese, fusion_inputs, seeded
 
 
@@ -29,3 +30,76 @@ def test_the_layers_of_a_model_and_what_they_see() -> None:
 def test_integer_inputs_alone_still_list_their_layers() -> None:
     model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten())
     assert [(i.path, i.sees) for i in list_layers(model, torch.zeros(2, 3, dtype=torch.long))] == [("0", ()), ("1", ())]
+
+
+def test_a_layer_sees_what_it_changes_with() -> None:
+    """Each input is changed in turn, and what each layer returns is compared."""
+    model, inputs = seeded(Fusion), fusion_inputs()
+    kept: dict[str, Tensor] = {}
+
+    def keep(path: str) -> None:
+        def hook(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            kept[path] = (output[0] if isinstance(output, tuple) else output).clone()
+
+        model.get_submodule(path).register_forward_hook(hook)
+
+    table = list_layers(model, inputs)
+    for info in table:
+        keep(info.path)
+    model(**inputs)
+    before = dict(kept)
+    seen: dict[str, list[str]] = {path: [] for path in before}
+    for name, x in inputs.items():
+        model(**inputs | {name: x.flip(0) + 0.1})
+        for path, value in kept.items():
+            if not torch.equal(value, before[path]):
+                seen[path].append(name)
+    assert {info.path: list(info.sees) for info in table} == seen
+    assert [info.path for info in table] == list(before)  # in the order in which they return
+
+
+def test_a_table_says_what_returns_several_tensors_and_where_nothing_proves_a_grid() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.split = nn.Conv2d(3, 4, 3), Split()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.split(self.conv(x))["left"].mean((2, 3))
+
+    class Split(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"left": x[:, :2], "right": x[:, 2:]}
+
+    conv, split = list_layers(Two(), torch.rand(2, 3, 8, 10))
+    assert (conv.path, conv.kind, conv.shapes, conv.grid, conv.note) == (
+        "conv",
+        "Conv2d",
+        {"": (2, 4, 6, 8)},
+        (6, 8),
+        "",
+    )
+    assert split.shapes == {"left": (2, 2, 6, 8), "right": (2, 2, 6, 8)}
+    assert split.grid is None and "pick=" in split.note
+    assert repr(LayerTable([conv, split])).splitlines() == [
+        "layer  kind    returns                                  grid   sees",
+        "conv   Conv2d  (2, 4, 6, 8)                             6 x 8  x",
+        "split  Split   left: (2, 2, 6, 8), right: (2, 2, 6, 8)  -      x",
+    ]
+
+
+def test_a_model_that_writes_into_its_input_is_listed_and_nothing_of_the_callers_changes() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x.mul_(2)
+            return self.conv(x)
+
+    model, x = Scaled(), torch.rand(2, 3, 8, 8)
+    before = x.clone()
+    assert [info.sees for info in list_layers(model, x)] == [("x",)]
+    assert torch.equal(x, before) and not x.requires_grad
+    assert not model.conv._forward_hooks and model.training and model.conv.weight.requires_grad
