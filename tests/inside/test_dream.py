@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from multicam.call.inputs import Inputs
 from multicam.call.targets.scores import TopClass
 from multicam.errors import MulticamError
-from multicam.figures.dreams import dream_figure, history_figure
 from multicam.inside.dream import Dream, activation_maximization, deep_dream
 from multicam.inside.parameterizations import total_variation
-from multicam.watch.layers import Layer
 from tests.helpers.hygiene import Stop, assert_unchanged, dirty, raising, state
 from tests.helpers.models import Branch, Captioned, Fusion, Overwriting, Siamese, fusion_inputs, seeded
 
@@ -370,20 +368,6 @@ def test_deep_dream_shows_the_model_whole_tiles_everywhere() -> None:
     assert dream.images.shape == (1, 3, 22, 32)
     with pytest.raises(MulticamError, match=r"octave_scale is at least 1, not 0\.5"):
         deep_dream(seeded(Fixed), x, "conv", octave_scale=0.5)
-
-
-@pytest.mark.parametrize("channels", [1, 3, 8])
-def test_figures_show_every_image_and_every_line(channels: int) -> None:
-    layer = Layer("1")
-    dream = activation_maximization(conv(channels), example(1, channels, 12, 12), layer, range(6), steps=3)
-    picture = dream_figure(dream)
-    assert "6 tiles" in repr(picture)
-    written = {text.get_text().split("\n")[0] for text in picture.figure.texts}
-    assert {f"channel {c}" for c in range(6)} <= written
-    history = history_figure(dream)
-    lines = history.figure.axes[0].lines
-    assert np.allclose(np.stack([line.get_ydata() for line in lines], 1), dream.history.numpy())
-    assert history.rgb.shape[2] == 3
 
 
 def test_no_warning_is_given_without_need() -> None:
