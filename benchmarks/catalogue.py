@@ -1,5 +1,6 @@
 """Every other method beside the same one elsewhere, as multiples of a bare forward."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -7,12 +8,15 @@ import pytorch_grad_cam
 import torch
 from torch import nn
 
+from benchmarks.gradient import GRADIENT
 from benchmarks.meter import Part, Setting, Side, measure
 from benchmarks.peers import CLASS, bare_forward, grad_cam, targets, torch_cam
 from benchmarks.tables import growth
 from multicam import EigenCAM, GradCAM, GradCAMPlusPlus
+from multicam.cam.base import InputCAM
+from multicam.cam.catalogue import INPUT_METHODS, METHODS, WRAPPERS
 from multicam.cam.components import KPCACAM
-from multicam.cam.fullgrad import CompleteFullGrad, FullGrad
+from multicam.cam.fullgrad import FullGrad
 from multicam.cam.masking import ISCAM, SSCAM, AblationCAM, ScoreCAM
 from multicam.cam.rise import RISE
 from multicam.cam.sess import SESS
@@ -33,6 +37,9 @@ def part(setting: Setting) -> Part:
 
     def ours(method: type, share: float = 1.0, **options: int) -> Side:
         return Side(lambda: method(model, LAYER, **options)(x, CLASS), share)
+
+    def inside(method: type[InputCAM]) -> Side:
+        return Side(lambda: method(model)(x, CLASS))
 
     def around(wrapped: Callable[[GradCAM], Callable[..., object]]) -> Side:
         return Side(lambda: wrapped(GradCAM(model, LAYER))(x, CLASS))
@@ -59,8 +66,7 @@ def part(setting: Setting) -> Part:
         "RandomCAM": (ours(RandomCAM), PGC, pgc("RandomCAM")),
         "OriginalCAM": (ours(OriginalCAM), TORCHCAM, tcam("CAM", "fc")),
         "ShapleyCAM": (ours(ShapleyCAM), PGC, pgc("ShapleyCAM")),
-        "FullGrad": (Side(lambda: FullGrad(model)(x, CLASS)), PGC, Side(full_grad)),
-        "CompleteFullGrad": (Side(lambda: CompleteFullGrad(model)(x, CLASS)), "", None),
+        "FullGrad": (inside(FullGrad), PGC, Side(full_grad)),
         "SmoothGradCAMPlusPlus": (ours(SmoothGradCAMPlusPlus), TORCHCAM, tcam("SmoothGradCAMpp", num_samples=4)),
         "ScoreCAM": (ours(ScoreCAM), TORCHCAM, tcam("ScoreCAM", batch_size=32)),
         f"SSCAM, 1 of {NOISE} noises": (
@@ -89,6 +95,9 @@ def part(setting: Setting) -> Part:
         ),
         "SESS(GradCAM)": (around(SESS), PGC, Side(lambda: pytorch_grad_cam.SESS(model, [layer])(x, targets(1)))),
     }
+    named = {*re.findall(r"^\w+", "\n".join(pairs), re.MULTILINE), *(method.__name__ for method in GRADIENT)}
+    for methods, side in ((METHODS, ours), (INPUT_METHODS, inside), (WRAPPERS, around)):
+        pairs |= {method.__name__: (side(method), "", None) for method in methods if method.__name__ not in named}
     unit = Side(bare_forward(model, x))
     groups = {}
     for name, (mine, peer, other) in pairs.items():
