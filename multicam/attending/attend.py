@@ -104,9 +104,7 @@ def attention(
         target: What to differentiate, see `multicam.call.scorer.as_target`; `TopClass()` for each sample's top class. None: attention only,
             without a backward pass.
         output: Which part of the model's output the target sees.
-        keep: As for `record_attention`.
-        layouts: As for `record_attention`.
-        streams: As for `record_attention`.
+        keep, layouts, streams: As for `record_attention`.
 
     Example:
         >>> import torch

@@ -228,8 +228,7 @@ class AttentionCall:
         Args:
             key: What `heatmap` takes for a query: a number counted as the module has them, a pixel of the keys' input, "cls", "mean".
             of: The input whose queries look; None where they stand for one only.
-            heads: As for `heatmap`.
-            value: As for `heatmap`.
+            heads, value: As for `heatmap`.
 
         Raises:
             MulticamError: For inputs or keys that there are none of, and for queries whose places could not be followed.

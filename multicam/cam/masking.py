@@ -30,9 +30,7 @@ class AblationCAM(WeightedCAM[L]):
     means nothing between layers.
 
     Args:
-        model: As for `CAM`.
-        layers: As for `CAM`.
-        output: As for `CAM`.
+        model, layers, output: As for `CAM`.
         batch_size: How many channels are ablated in one pass. It bounds the memory and does not change the map.
 
     Example:
@@ -68,9 +66,7 @@ class MaskingCAM(WeightedCAM[L]):
     channels, so the scale means nothing.
 
     Args:
-        model: As for `CAM`.
-        layers: As for `CAM`.
-        output: As for `CAM`.
+        model, layers, output: As for `CAM`.
         masked: The input, or the inputs, that the masks are multiplied with; all others stay as they are, and what only
             depends on them is not run again. None: the input that the map is laid on, or every image input if it is
             laid on none.
@@ -156,11 +152,7 @@ class SSCAM(MaskingCAM[L]):
     arXiv:2006.14255. The noise is the same for every sample and every size of a batch.
 
     Args:
-        model: As for `MaskingCAM`.
-        layers: As for `MaskingCAM`.
-        output: As for `MaskingCAM`.
-        masked: As for `MaskingCAM`.
-        batch_size: As for `MaskingCAM`.
+        model, layers, output, masked, batch_size: As for `MaskingCAM`.
         samples: How many noisy versions of each mask are scored.
         std: The standard deviation of the noise, in units of the mask.
         seed: Of the noise; the global random state is not used.
@@ -203,11 +195,7 @@ class ISCAM(MaskingCAM[L]):
     the paper.
 
     Args:
-        model: As for `MaskingCAM`.
-        layers: As for `MaskingCAM`.
-        output: As for `MaskingCAM`.
-        masked: As for `MaskingCAM`.
-        batch_size: As for `MaskingCAM`.
+        model, layers, output, masked, batch_size: As for `MaskingCAM`.
         steps: How many strengths are scored.
     """
 

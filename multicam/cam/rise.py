@@ -29,9 +29,7 @@ class RISE(InputCAM[N]):
     not run again.
 
     Args:
-        model: As for `InputCAM`.
-        inputs: As for `InputCAM`.
-        output: As for `InputCAM`.
+        model, inputs, output: As for `InputCAM`.
         masks: How many masks are scored for each input.
         cells: The rows and columns of the coarse grids.
         keep: The share of an input that a mask keeps.

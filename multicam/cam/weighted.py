@@ -276,9 +276,7 @@ class SmoothGradCAMPlusPlus(WeightedCAM[L]):
     paper's eq. 8 prints as D1. As in `GradCAMPlusPlus` there is no epsilon, and the scale means nothing.
 
     Args:
-        model: As for `CAM`.
-        layers: As for `CAM`.
-        output: As for `CAM`.
+        model, layers, output: As for `CAM`.
         samples: How many noisy versions of the inputs are run; each is one forward and one backward pass.
         std: The standard deviation of the noise on every floating-point image input, as a share of that input's range of
             values.

@@ -111,13 +111,9 @@ def query_figure(
         onto: The inputs looked at; None: all that the keys stand for.
         of: As for `head_sheet`.
         heads: See `AttentionCall.heatmap`.
-        value: As for `head_sheet`.
-        sample: As for `head_sheet`.
+        value, sample: As for `head_sheet`.
         spectral: The inputs whose axes are frequencies, as for `panel`: no map is laid over them.
-        scale: As for `head_sheet`.
-        title: As for `head_sheet`.
-        colormap: As for `head_sheet`.
-        width: As for `head_sheet`.
+        scale, title, colormap, width: As for `head_sheet`.
 
     Raises:
         MulticamError: There is no attention to these inputs, or no such query, input or sample.
@@ -180,9 +176,7 @@ def flow_figure(
     Args:
         calls: The attentions of one pass.
         forward: The number of the pass, where there are several.
-        title: As for `head_sheet`.
-        colormap: As for `head_sheet`.
-        width: As for `head_sheet`.
+        title, colormap, width: As for `head_sheet`.
 
     Raises:
         MulticamError: There is no attention, or there are several passes.

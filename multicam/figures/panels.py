@@ -106,8 +106,7 @@ def compare(
         methods: What to call each method, to its maps: what `explain_methods` returns. A tensor lies on the only input;
             nothing says that its samples compare.
         scale: See `figure`. None means what is said above.
-        spectral: As for `panel`.
-        regions: As for `panel`.
+        spectral, regions: As for `panel`.
         rows: A label for each sample.
         title: The line on top.
         colormap: See `colorize`.

@@ -136,9 +136,7 @@ def _explained(
     """What each method says of each batch, with the number of the batch and the name of the method.
 
     Args:
-        model: As for `evaluate`.
-        methods: As for `evaluate`.
-        data: As for `evaluate`.
+        model, methods, data: As for `evaluate`.
         options: Those of `evaluate`, which metrics read from `Explained`.
     """
     for i, given in enumerate(data):

@@ -111,15 +111,7 @@ def insertion(
     Petsiuk et al. 2018, arXiv:1806.07421, section 4.2, whose baseline is the blurred image. Ranks and shares are those of `deletion`.
 
     Args:
-        model: As for `deletion`.
-        inputs: As for `deletion`.
-        maps: As for `deletion`.
-        target: As for `deletion`.
-        baseline: As for `deletion`.
-        output: As for `deletion`.
-        steps: As for `deletion`.
-        batch_size: As for `deletion`.
-        seed: As for `deletion`.
+        model, inputs, maps, target, baseline, output, steps, batch_size, seed: As for `deletion`.
 
     Example:
         >>> model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 1, bias=False)), torch.rand(2, 1, 4, 4)
@@ -152,10 +144,7 @@ def road(
     (LeRF). Ranks and shares are those of `deletion`.
 
     Args:
-        model: As for `deletion`.
-        inputs: As for `deletion`.
-        maps: As for `deletion`.
-        target: As for `deletion`.
+        model, inputs, maps, target: As for `deletion`.
         order: Which places go first.
         output: As for `deletion`.
         steps: As for `deletion`; the last step, at which nothing is left to impute from, is the mean colour.
@@ -216,8 +205,7 @@ def seen_through(
     A map that is empty everywhere leaves nothing.
 
     Args:
-        model: As for `deletion`.
-        inputs: As for `deletion`.
+        model, inputs: As for `deletion`.
         maps: As for `deletion`; what is negative counts as zero.
         target: A target with positive scores, such as `Probability(3)`: a share of a logit has no meaning.
         output: As for `deletion`.

@@ -38,8 +38,7 @@ def energy_inside(maps: Float[Tensor, "b h w"], regions: Bool[Tensor, "..."]) ->
     Wang et al. 2020, arXiv:1910.01279, section 4.3, the energy-based pointing game.
 
     Args:
-        maps: As for `pointing_game`.
-        regions: As for `pointing_game`.
+        maps, regions: As for `pointing_game`.
 
     Raises:
         MulticamError: As for `pointing_game`.

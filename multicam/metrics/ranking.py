@@ -145,9 +145,7 @@ class Evaluation:
             first: The one method.
             second: The other.
             metric: The metric.
-            confidence: As for `table`.
-            resamples: As for `table`.
-            seed: As for `table`.
+            confidence, resamples, seed: As for `table`.
 
         Raises:
             MulticamError: If there is no such method or metric, or neither direction of the metric is better.

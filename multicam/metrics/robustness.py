@@ -165,9 +165,7 @@ def rectangles(
     Args:
         call: The call.
         names: The inputs, by their full names.
-        samples: As for `infidelity`.
-        patch: As for `infidelity`.
-        seed: As for `infidelity`.
+        samples, patch, seed: As for `infidelity`.
 
     Raises:
         MulticamError: If `patch` is no share.
@@ -220,8 +218,7 @@ def sensitivity(
     numbers of two settings do not compare.
 
     Args:
-        model: As for `infidelity`.
-        inputs: As for `infidelity`.
+        model, inputs: As for `infidelity`.
         explain: What makes the explanation, such as `gradient` or `explainer(GradCAM, layers)`.
         target: As for the call of a `CAM`; a top class is that of the inputs without noise.
         radius: Of the noise, as a share of each sample's range of values.

@@ -39,11 +39,9 @@ def smoothgrad(
     All inputs of `wrt` are noisy at once.
 
     Args:
-        model: As for `gradient`.
-        inputs: As for `gradient`.
+        model, inputs: As for `gradient`.
         target: As for `gradient`; a top class is that of the inputs without noise.
-        wrt: As for `gradient`.
-        output: As for `gradient`.
+        wrt, output: As for `gradient`.
         samples: How many noisy versions.
         std: The standard deviation of the noise as a share of each sample's range of values, 0.1 to 0.2 in the paper.
         batch_size: How many rows run in one pass. It bounds the memory and does not change the result.
@@ -79,15 +77,10 @@ def vargrad(
     Adebayo et al. 2018, arXiv:1810.03307, section 2.
 
     Args:
-        model: As for `gradient`.
-        inputs: As for `gradient`.
+        model, inputs: As for `gradient`.
         target: As for `smoothgrad`.
-        wrt: As for `gradient`.
-        output: As for `gradient`.
-        samples: As for `smoothgrad`.
-        std: As for `smoothgrad`.
-        batch_size: As for `smoothgrad`.
-        seed: As for `smoothgrad`.
+        wrt, output: As for `gradient`.
+        samples, std, batch_size, seed: As for `smoothgrad`.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
@@ -119,13 +112,10 @@ def integrated_gradients(
     warning tells where that is more than a twentieth.
 
     Args:
-        model: As for `gradient`.
-        inputs: As for `gradient`.
-        target: As for `gradient`.
+        model, inputs, target: As for `gradient`.
         baseline: What counts as nothing to see, see `multicam.call.baselines.baselines`: a number, `"mean"`, `"blur"`, a tensor,
             or one of these for each input by name.
-        wrt: As for `gradient`.
-        output: As for `gradient`.
+        wrt, output: As for `gradient`.
         steps: Points on the way.
         batch_size: As for `smoothgrad`.
 
@@ -175,12 +165,9 @@ def expected_gradients(
     the references, as `samples` grows.
 
     Args:
-        model: As for `gradient`.
-        inputs: As for `gradient`.
+        model, inputs: As for `gradient`.
         references: Inputs as the model takes them, with any number of samples; those that are not explained may be anything.
-        target: As for `gradient`.
-        wrt: As for `gradient`.
-        output: As for `gradient`.
+        target, wrt, output: As for `gradient`.
         samples: How many draws.
         batch_size: As for `smoothgrad`.
         seed: Of the draws, which are the same for every sample; the global random state is not used.

@@ -38,8 +38,7 @@ def captum_attribution(
         algorithm: The name of a class in `captum.attr`, the class, or a function from a model to an algorithm, such as
             `lambda model: NoiseTunnel(Saliency(model))`.
         model: Any module; it is not changed.
-        inputs: As for `gradient`.
-        target: As for `gradient`.
+        inputs, target: As for `gradient`.
         wrt: The input to explain, or several: any tensor with values for each sample, integers where the algorithm can.
             None: every image input.
         output: As for `gradient`.

@@ -69,11 +69,7 @@ def input_x_gradient(
     The evidence adds up to the score in a model that is linear without biases, and to its first-order part elsewhere.
 
     Args:
-        model: As for `gradient`.
-        inputs: As for `gradient`.
-        target: As for `gradient`.
-        wrt: As for `gradient`.
-        output: As for `gradient`.
+        model, inputs, target, wrt, output: As for `gradient`.
 
     Example:
         >>> import torch
@@ -102,11 +98,7 @@ def guided_backprop(
     model can see more than what this class needs (Adebayo et al. 2018, arXiv:1810.03292).
 
     Args:
-        model: As for `gradient`.
-        inputs: As for `gradient`.
-        target: As for `gradient`.
-        wrt: As for `gradient`.
-        output: As for `gradient`.
+        model, inputs, target, wrt, output: As for `gradient`.
 
     Raises:
         MulticamError: As for `gradient`; or TorchScript compiled a part of the model, where ReLUs cannot be told.
@@ -135,11 +127,7 @@ def deconvnet(
     ReLU is said under `guided_backprop`.
 
     Args:
-        model: As for `gradient`.
-        inputs: As for `gradient`.
-        target: As for `gradient`.
-        wrt: As for `gradient`.
-        output: As for `gradient`.
+        model, inputs, target, wrt, output: As for `gradient`.
 
     Raises:
         MulticamError: As for `gradient` and `guided_backprop`.
@@ -168,8 +156,7 @@ def guided_gradcam(
     Selvaraju et al. 2017, arXiv:1610.02391, section 3.2. Two forward and two backward passes. The numbers have no units.
 
     Args:
-        model: As for `gradient`.
-        inputs: As for `gradient`.
+        model, inputs: As for `gradient`.
         layers: A layer for each input by the input's name, as for `CAM`; a model with one image input needs no name.
         target: As for `gradient`.
         method: The method of the map.

@@ -39,9 +39,7 @@ def occlusion(
     dtype can be explained. As evidence, a patch's drop counts once, spread over its area.
 
     Args:
-        model: As for `gradient`.
-        inputs: As for `gradient`.
-        target: As for `gradient`.
+        model, inputs, target: As for `gradient`.
         patch: The height and width of a patch, or one number for both, or one of these for each input by name; as many
             numbers as there are axes to cover (three for a volume, one for a signal). None: an eighth of each side.
         stride: How far patches are apart, in the same way. None: the size of a patch.

@@ -57,8 +57,7 @@ class Game(Scored):
         players: As for `contribution`.
         target: As for the call of a `CAM`.
         output: As for `CAM`.
-        baseline: As for `contribution`.
-        references: As for `contribution`.
+        baseline, references: As for `contribution`.
         batch_size: How many rows of the fusion run in one pass.
 
     Attributes:

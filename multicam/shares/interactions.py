@@ -45,8 +45,7 @@ def double_occlusion(
         region: By the name of its input, a mask `(h w)` or `(b h w)`, or slices of rows and columns, as `numpy.s_[8:16, 0:8]`
             makes them (a signal's last axis has one); of several inputs, all are one region.
         target: As for the call of a `CAM`; a top class is that of the unchanged inputs.
-        patch: As for `occlusion`.
-        stride: As for `occlusion`.
+        patch, stride: As for `occlusion`.
         baseline: As for `occlusion`, in the region as in the patches.
         wrt: The inputs to map, without that of the region; None: every other image input.
         output: As for `CAM`.
@@ -99,13 +98,7 @@ def second_order_gradient(
     sees the kinks of ReLUs, whose second derivative is zero everywhere else. Two forward and two backward passes.
 
     Args:
-        model: As for `double_occlusion`.
-        inputs: As for `double_occlusion`.
-        region: As for `double_occlusion`.
-        target: As for `double_occlusion`.
-        baseline: As for `double_occlusion`.
-        wrt: As for `double_occlusion`.
-        output: As for `double_occlusion`.
+        model, inputs, region, target, baseline, wrt, output: As for `double_occlusion`.
 
     Raises:
         MulticamError: As for `gradient` and `double_occlusion`.

@@ -111,18 +111,12 @@ def region_contribution(
     reversals of `k` regions take 200 k changed versions of each sample, or as many as `budget` says.
 
     Args:
-        model: As for `contribution`.
-        inputs: As for `contribution`.
-        target: As for `contribution`.
+        model, inputs, target: As for `contribution`.
         regions: How an input is cut along its last two axes (a signal's last one): into a grid of n x n, or of (rows, columns);
             or the number of each place's region as a tensor of integers `(h w)` or `(b h w)`, such as `superpixels` gives, -1 for
             places that always stay. For every image input, or by name: then inputs without an entry stay as they are, and
             signals `(b c l)`, rows of numbers and token ids `(b l)` can be cut too.
-        baseline: As for `contribution`.
-        references: As for `contribution`.
-        output: As for `contribution`.
-        permutations: As for `contribution`.
-        budget: As for `contribution`.
+        baseline, references, output, permutations, budget: As for `contribution`.
         batch_size: How many changed versions run in one pass. It bounds the memory and does not change the result.
         seed: As for `contribution`.
 

@@ -190,9 +190,7 @@ def solved(game: Scored, permutations: int, budget: int | None, seed: int) -> Co
 
     Args:
         game: Of inputs, or of regions.
-        permutations: As for `contribution`.
-        budget: As for `contribution`.
-        seed: As for `contribution`.
+        permutations, budget, seed: As for `contribution`.
 
     Raises:
         MulticamError: If players are many and `permutations` or `budget` too small, or shapiq is missing.

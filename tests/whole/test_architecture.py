@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import inspect
+import re
 from graphlib import TopologicalSorter
 from itertools import chain
 from pathlib import Path
@@ -103,3 +105,21 @@ def test_tests_mirror_the_rooms(test: Path) -> None:
     place = test.relative_to(PACKAGE.parent / "tests")
     if place.parts[0] != "whole":  # what is true of several rooms
         assert (PACKAGE / place.parent / place.name.removeprefix("test_")).exists()
+
+
+def arguments_told(docstring: str) -> set[str]:
+    """The names that a docstring's Args explain; several may share a line."""
+    section = re.search(r"^Args:\n((?: {4}.*\n|\n)+)", inspect.cleandoc(docstring) + "\n", re.MULTILINE)
+    lines = [] if section is None else section[1].split("\n")
+    heads = [found[1] for line in lines if (found := re.match(r" {4}([\w*][\w*, ]*?)(?: \(.*\))?:", line))]
+    return {name.strip().lstrip("*") for head in heads for name in head.split(",")}
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_where_arguments_are_told_all_are(name: str) -> None:
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        docstring = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
+        told = arguments_told(docstring) if docstring else set()
+        if isinstance(node, ast.FunctionDef) and told:
+            taken = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+            assert told == {arg.arg for arg in taken if arg} - {"self", "cls"}, node.name
