@@ -234,12 +234,10 @@ class AttentionCall:
             MulticamError: For inputs or keys that there are none of, and for queries whose places could not be followed.
 
         Example:
-            >>> import multicam as mc
-            >>> from multicam.demo.detector import EditDetector
-            >>> inputs = {"rgb": torch.rand(1, 3, 64, 64), "frequency": torch.rand(1, 64, 16, 16), "texture": torch.rand(1, 3, 32, 32)}
-            >>> with torch.no_grad(), mc.record_attention(EditDetector().eval()) as att:
-            ...     _ = att.model(**inputs)
-            >>> att["frequency_attention"].footprint((3, 5)).shape
+            >>> from multicam.attending.attend import attention
+            >>> from multicam.demo.detector import EditDetector, inputs_of
+            >>> call = attention(EditDetector(), inputs_of(torch.zeros(128, 128, 3, dtype=torch.uint8).numpy()))[0]
+            >>> call.footprint((3, 5)).shape
             torch.Size([1, 64, 64])
         """
         known = sorted(self.inputs()[0])

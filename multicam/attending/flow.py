@@ -233,11 +233,10 @@ def legrad(att: Sequence[AttentionCall], *, forward: int | None = None) -> Maps:
     the same for the last. The mean over queries hides how many they are, so maps of different inputs do not compare.
 
     Args:
-        att: The attentions of a recording with gradients, all or some of them.
-        forward: The number of the pass, where there are several.
+        att, forward: As for `relevance`.
 
     Raises:
-        MulticamError: If there are no gradients, or tokens of an attention could not be followed; leave it out then.
+        MulticamError: As for `relevance`.
 
     Example:
         >>> from multicam.call.targets import TopClass

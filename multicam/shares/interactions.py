@@ -40,15 +40,12 @@ def double_occlusion(
     takes two runs of `occlusion`, which spreads patches in the same way.
 
     Args:
-        model: Any module; it is not changed.
-        inputs: What it takes, see `Inputs.of`.
+        model, inputs, target, output: As for `contribution`.
         region: By the name of its input, a mask `(h w)` or `(b h w)`, or slices of rows and columns, as `numpy.s_[8:16, 0:8]`
             makes them (a signal's last axis has one); of several inputs, all are one region.
-        target: As for the call of a `CAM`; a top class is that of the unchanged inputs.
         patch, stride: As for `occlusion`.
         baseline: As for `occlusion`, in the region as in the patches.
         wrt: The inputs to map, without that of the region; None: every other image input.
-        output: As for `CAM`.
         batch_size: As for `occlusion`.
 
     Raises:

@@ -5,7 +5,7 @@ import torch
 
 import multicam as mc
 from multicam.call.files import load_model
-from tests.helpers.commands import INPUTS, TWO, help_has_an_example_and_its_lists, kept, one_clean_line, same
+from tests.helpers.commands import INPUTS, TWO, kept, one_clean_line, same
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -68,7 +68,3 @@ def test_the_score_is_shared_among_regions(run, two, words, cuts):
 )  # fmt: skip
 def test_an_error_is_one_clean_line(run, argv, message):
     one_clean_line(run("contribution", *argv), message)
-
-
-def test_help_has_an_example_and_its_lists(capsys):
-    help_has_an_example_and_its_lists(capsys, "contribution")

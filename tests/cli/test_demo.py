@@ -2,8 +2,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import help_has_an_example_and_its_lists
-
 pytestmark = pytest.mark.usefixtures("here")
 
 
@@ -23,7 +21,3 @@ def test_the_demo_is_called(run, monkeypatch):
     assert "| AUC | 0.500 |" in out
     assert out.endswith(f"weights  {Path('x/demo.safetensors')}\n")
     assert calls == [((Path("x"), Path("rgb.png")), {})]
-
-
-def test_help_has_an_example_and_its_lists(capsys):
-    help_has_an_example_and_its_lists(capsys, "demo")

@@ -4,7 +4,7 @@ import pytest
 
 import multicam as mc
 from multicam.call.files import load_model
-from tests.helpers.commands import INPUTS, TWO, help_has_an_example_and_its_lists, one_clean_line
+from tests.helpers.commands import INPUTS, TWO, one_clean_line
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -48,7 +48,3 @@ def test_a_deep_dream_grows(run, two):
 )  # fmt: skip
 def test_an_error_is_one_clean_line(run, argv, message):
     one_clean_line(run("dream", *argv), message)
-
-
-def test_help_has_an_example_and_its_lists(capsys):
-    help_has_an_example_and_its_lists(capsys, "dream")

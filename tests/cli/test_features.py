@@ -5,7 +5,7 @@ import torch
 
 import multicam as mc
 from multicam.call.files import load_model
-from tests.helpers.commands import INPUTS, help_has_an_example_and_its_lists, kept, one_clean_line, same
+from tests.helpers.commands import INPUTS, kept, one_clean_line, same
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -46,7 +46,3 @@ def test_features_stand_behind_the_input_that_is_named(run, two, monkeypatch, la
 )  # fmt: skip
 def test_an_error_is_one_clean_line(run, argv, message):
     one_clean_line(run("features", *argv), message)
-
-
-def test_help_has_an_example_and_its_lists(capsys):
-    help_has_an_example_and_its_lists(capsys, "features")

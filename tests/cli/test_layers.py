@@ -2,7 +2,7 @@ import pytest
 
 import multicam as mc
 from multicam.call.files import load_model
-from tests.helpers.commands import INPUTS, help_has_an_example_and_its_lists
+from tests.helpers.commands import INPUTS
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -17,7 +17,3 @@ def test_a_layer_that_is_not_found(run):
     code, out, err = run("layers", "nets.py:build", *INPUTS, "--find", "layer3")
     assert (code, out) == (1, "")
     assert err.startswith("multicam: no layer 'layer3'")
-
-
-def test_help_has_an_example_and_its_lists(capsys):
-    help_has_an_example_and_its_lists(capsys, "layers")

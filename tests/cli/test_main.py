@@ -7,7 +7,7 @@ import pytest
 import multicam
 import multicam.cli
 from multicam.cli.main import COMMANDS, main
-from tests.helpers.commands import INPUTS, LAYERED, TWO, help_of
+from tests.helpers.commands import INPUTS, LAYERED, TWO, help_has_an_example_and_its_lists, help_of
 
 pytestmark = pytest.mark.usefixtures("here")
 NAMES = [command.__name__.rpartition(".")[2] for command in COMMANDS]
@@ -29,6 +29,11 @@ def test_every_file_of_a_command_is_in_the_list_and_in_the_help(capsys):
     assert len(set(NAMES)) == len(NAMES)
     listed = help_of(capsys).partition("COMMAND\n")[2].splitlines()
     assert [line.split()[0] for line in listed if line.startswith("    ") and line[4] != " "] == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_has_an_example_and_its_lists(capsys, name):
+    help_has_an_example_and_its_lists(capsys, name)
 
 
 def test_only_a_help_that_lists_methods_or_metrics_waits_for_torch():

@@ -11,7 +11,6 @@ from tests.helpers.commands import (
     LAYERED,
     LAYERS,
     TWO,
-    help_has_an_example_and_its_lists,
     kept,
     one_clean_line,
     same,
@@ -102,7 +101,3 @@ def test_the_saliency_picture_is_that_of_the_library(run, monkeypatch):
 )  # fmt: skip
 def test_an_error_is_one_clean_line(run, argv, message):
     one_clean_line(run("saliency", *argv), message)
-
-
-def test_help_has_an_example_and_its_lists(capsys):
-    help_has_an_example_and_its_lists(capsys, "saliency")
