@@ -38,3 +38,14 @@ def test_tiles_of_a_row_and_of_a_column_are_aligned_and_undistorted() -> None:
     a, b, c, d = (axis.get_window_extent() for axis in axes(picture, "tile"))
     assert a.y0 == pytest.approx(b.y0) and a.x0 == pytest.approx(c.x0) and b.x1 == pytest.approx(d.x1)
     assert all(box.width / box.height == pytest.approx(1.5) for box in (a, b, c, d))
+
+
+def test_tiles_of_any_shape_keep_it_in_the_middle_of_their_place() -> None:
+    sizes = [(6, 9), (8, 8), (9, 6), (4, 20)]
+    picture = figure([[Tile(torch.rand(3, *size)) for size in sizes], [Tile(torch.rand(3, 8, 8)) for _ in sizes]])
+    boxes = [axis.get_window_extent() for axis in axes(picture, "tile")]
+    shapes = [width / height for height, width in sizes] + [1.0] * 4
+    assert [box.width / box.height for box in boxes] == pytest.approx(shapes)
+    above, below = boxes[:4], boxes[4:]
+    assert [box.x0 + box.x1 for box in above] == pytest.approx([box.x0 + box.x1 for box in below])
+    assert len({round(box.y0 + box.y1) for box in above}) == len({round(box.y0 + box.y1) for box in below}) == 1
