@@ -6,7 +6,7 @@ that start with `# folder/name.py` change the package itself: tests/whole/test_c
 """
 
 import doctest
-import importlib
+import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
@@ -32,6 +32,26 @@ PAGES = [
 ]
 with_faces = run_path(str(DOCS / "faces.py"))["with_faces"]
 FENCE = re.compile(r"^```(\S+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+CHANGES = (ROOT / "CHANGELOG.md").read_text()
+NAMES_0_1 = re.findall(
+    r"\w+",
+    """
+    CAM FEM ISCAM KPCACAM MODALITIES RISE SESS SSCAM AblationCAM Attention AttentionCall Attributions Augmented
+    Batch Between Binary BoxScore ClassScore Comparison CompleteFullGrad Concepts Contrast Contribution Curve Dream
+    EigenCAM EigenGradCAM EigenSmoothed Evaluation Explained FinerCAM Flow FullGrad GradCAM GradCAMElementWise
+    GradCAMPlusPlus HiResCAM Infidelity InputCAM Inputs Kernels Layer LayerCAM Maps Masked Metric MulticamError
+    OriginalCAM PackedModel Picture Probability QueryScore RandomCAM Randomization RefineCAM RegionContribution
+    Regression ScoreCAM SegEigenCAM SegmentationScore ShapleyCAM Similarity Site SmoothGradCAMPlusPlus Spec Tile
+    TopBox TopClass Trace WeightedCAM XGradCAM activation_maximization agreement as_it_is attention branch_of
+    captum_attribution channels_last colorize compare complexity contribution contribution_figure deconvnet
+    deep_dream deletion double_occlusion dream_figure energy_inside evaluate expected_gradients explain_methods
+    explainer factorize feature_maps feature_sheet figure flow_figure flow_matrix gradient guided_backprop
+    guided_gradcam head_sheet history_figure infidelity input_x_gradient insertion integrated_gradients kernel_sheet
+    kernels legrad list_layers names_input normalize occlusion overlay panel parameter_randomization pointing_game
+    query_figure record_attention region_contribution relevance road rollout saliency_figure second_order_gradient
+    seen_through sensitivity smoothgrad sparseness stacked superpixels tokens vargrad
+    """,
+)
 ENTRY = re.compile(r"^\.\. (?:auto\w+|py:data):: (\S+)", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -114,6 +134,29 @@ def test_an_entry_is_what_its_name_is() -> None:
     assert ".. autofunction:: multicam.evaluate\n" in metrics  # the front page has it
     assert ".. autofunction:: multicam.metrics.deletion\n" in metrics
     assert "\n   - ``deletion`` the score while the marked places go\n" in metrics
+
+
+@pytest.mark.parametrize("name", NAMES_0_1)
+def test_the_changelog_says_where_a_name_of_0_1_0_is(name: str) -> None:
+    if name in multicam.__all__:
+        assert name not in moved()
+    else:
+        with pytest.raises(AttributeError, match=rf"it is {re.escape(moved()[name])}\.{name}$"):
+            getattr(multicam, name)
+
+
+def test_the_changelog_says_where_a_module_of_0_1_0_is() -> None:
+    modules = dict(re.findall(r"^  \| `(\w+)` \| (.*) \|$", CHANGES, re.MULTILINE))
+    assert len(modules) == 90
+    for old, new in modules.items():
+        for module in re.findall(r"`([\w.]+)`", new):
+            assert importlib.util.find_spec(f"multicam.{module}"), old
+
+
+def moved() -> dict[str, str]:
+    """Where the changelog says that names of the front page went, by name."""
+    rows = re.findall(r"^  \| `(multicam\.\w+)` \| (.*) \|$", CHANGES, re.MULTILINE)
+    return {name: room for room, names in rows for name in re.findall(r"`(\w+)`", names)}
 
 
 @cache
