@@ -1,6 +1,6 @@
 """Whatever the texts and the shapes of tiles, nothing overlaps and everything is aligned."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -48,4 +48,5 @@ def test_tiles_of_any_shape_keep_it_in_the_middle_of_their_place() -> None:
     assert [box.width / box.height for box in boxes] == pytest.approx(shapes)
     above, below = boxes[:4], boxes[4:]
     assert [box.x0 + box.x1 for box in above] == pytest.approx([box.x0 + box.x1 for box in below])
+    assert all(left.x1 < right.x0 for left, right in pairwise(above))
     assert len({round(box.y0 + box.y1) for box in above}) == len({round(box.y0 + box.y1) for box in below}) == 1
