@@ -311,8 +311,6 @@ def frames_second(clip: Tensor, frames: int | None = None) -> Tensor:
 
 def own(x: Tensor) -> Tensor:
     """A copy of a tensor without gradient, made only when somebody writes to either: whole inputs are not held twice in memory."""
-    if x.is_inference():  # it would stay one, and cannot be saved for a backward pass
-        return x.detach().clone()
     try:
         lazy: Tensor = torch._lazy_clone(x.detach())
     except (AttributeError, RuntimeError):  # memory that is not torch's own, such as a NumPy array's
