@@ -10,7 +10,7 @@ import pytest
 import pytorch_grad_cam as peer
 import torch
 import torch.nn.functional as F
-from jaxtyping import TypeCheckError
+from beartype.roar import BeartypeCallHintViolation
 from pytorch_grad_cam.sobel_cam import sobel_cam
 from pytorch_grad_cam.utils import find_layers, model_targets, reshape_transforms
 from pytorch_grad_cam.utils import image as peer_image
@@ -411,7 +411,7 @@ def test_ablation_does_not_depend_on_a_constant_in_the_score_or_on_the_size_of_a
     assert np.abs(signed[0] - signed[1]).max() < 1e-5
     assert isinstance(model.third, nn.Sequential)
     for options in ({"ratio_channels_to_ablate": 0.5}, {"ablation_layer": nn.Identity()}):
-        with pytest.raises((MulticamError, TypeCheckError)):
+        with pytest.raises((MulticamError, BeartypeCallHintViolation)):
             compat.AblationCAM(model, [model.third], **options)
     compat.AblationCAM(model, [model.third], ablation_layer=compat.AblationLayerVit())
 
