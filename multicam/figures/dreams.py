@@ -43,8 +43,7 @@ def history_figure(dream: Dream, *, title: str = "", width: float = 3.4) -> Pict
     """The objective of each image at every step of the ascent, a line each.
 
     Args:
-        dream: What `activation_maximization` or `deep_dream` returned.
-        title: The line on top.
+        dream, title: As for `dream_figure`.
         width: In inches.
 
     Example:

@@ -122,9 +122,8 @@ def feature_sheet(
         image: The input of this sample, `(c h w)` or `(c t h w)`, to be shown in front.
         scale: Whether all maps share a divisor, so that a channel that does nothing looks so, or each has its own; see
             `figure`.
-        title: The line on top.
+        title, width: As for `kernel_sheet`.
         colormap: See `colorize`; diverging where any map has a negative value.
-        width: See `figure`.
 
     Raises:
         MulticamError: There is no such sample or channel, or a map is not finite.

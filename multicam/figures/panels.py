@@ -106,11 +106,7 @@ def compare(
         methods: What to call each method, to its maps: what `explain_methods` returns. A tensor lies on the only input;
             nothing says that its samples compare.
         scale: See `figure`. None means what is said above.
-        spectral, regions: As for `panel`.
-        rows: A label for each sample.
-        title: The line on top.
-        colormap: See `colorize`.
-        width: See `figure`.
+        spectral, regions, rows, title, colormap, width: As for `panel`.
 
     Raises:
         MulticamError: There is no method, a name does not exist, or there are not equally many samples of everything.
