@@ -28,9 +28,8 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    monkeypatch.setattr(
-        "tqdm.std.time", lambda: 0.0
-    )  # a progress bar appears after two seconds: never, however slow we are
+    # Progress bars appear after two seconds: here never, however slow the machine is.
+    monkeypatch.setattr("tqdm.std.time", lambda: 0.0)
 
     def run(*argv):
         code = main(argv)
