@@ -1,5 +1,6 @@
 """The benchmark measures every method, judges every goal by its numbers, and its meters read what there is to read."""
 
+import gc
 import importlib
 import subprocess
 import sys
@@ -12,12 +13,20 @@ import pytest
 import torch
 from torch import nn
 
-from multicam import Site
+from multicam import GradCAM, Site
 from multicam.cam import catalogue
 
 ROOT = Path(__file__).parents[2]
 METHODS = [method.__name__ for method in (*catalogue.METHODS, *catalogue.INPUT_METHODS, *catalogue.WRAPPERS)]
 BARE = "bare forward, `no_grad`"
+COMMANDS = ("engine", "attention", "saliency", "contribution")
+EACH = """
+import runpy, sys
+_, folder, *names = sys.argv
+for name in names:
+    sys.argv[1:] = ["--quick", "--repeat", "1", "--threads", "1", "--write", f"{folder}/{name}.md"]
+    runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +38,19 @@ def benchmarks() -> Iterator[ModuleType]:
 
 
 @pytest.fixture(scope="module")
-def page(benchmarks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("page") / "costs.md"
-    path.write_text(f"What it costs.\n\n{benchmarks.engine.MARK}\n\nolder numbers\n")
-    # A process of its own, where shapes are not checked at every call.
-    command = ["-m", "benchmarks.engine", "--quick", "--repeat", "1", "--threads", "1", "--write", str(path)]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
-    return path.read_text()
+def pages(benchmarks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The page that each command writes, from one process for all, where shapes are not checked at every call."""
+    folder = tmp_path_factory.mktemp("pages")
+    for name in COMMANDS:
+        mark = importlib.import_module(f"benchmarks.{name}").MARK
+        (folder / f"{name}.md").write_text(f"What it costs.\n\n{mark}\n\nolder numbers\n")
+    subprocess.run([sys.executable, "-c", EACH, str(folder), *COMMANDS], cwd=ROOT, check=True, capture_output=True)
+    return {name: (folder / f"{name}.md").read_text() for name in COMMANDS}
+
+
+@pytest.fixture(scope="module")
+def page(pages: dict[str, str]) -> str:
+    return pages["engine"]
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +65,11 @@ def tables(page: str) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def test_writing_replaces_the_older_numbers(page, benchmarks):
-    assert page.startswith(f"What it costs.\n\n{benchmarks.engine.MARK}\n\n")
-    assert "older numbers" not in page
+@pytest.mark.parametrize("name", COMMANDS)
+def test_writing_replaces_the_older_numbers(name, pages):
+    mark = importlib.import_module(f"benchmarks.{name}").MARK
+    assert pages[name].startswith(f"What it costs.\n\n{mark}\n\n")
+    assert "older numbers" not in pages[name]
 
 
 def test_the_page_of_the_documentation_has_a_place_for_the_numbers(benchmarks):
@@ -140,12 +157,21 @@ def test_a_graph_cut_by_hand_gives_the_same_map_and_leaves_the_model_alone(bench
     setting = benchmarks.meter.Setting(torch.device("cpu"), 1, True)
     model, x = setting.resnet(50), setting.image(2)
     by_hand = benchmarks.peers.cut_graph(model, model.get_submodule("layer2"), x)
-    ours = weighted.GradCAM(model, "layer2")(x, benchmarks.peers.CLASS)
+    ours = GradCAM(model, "layer2")(x, benchmarks.peers.CLASS)
     cells = model.get_submodule("layer2")(torch.zeros(1, 32, *[side // 4 for side in x.shape[2:]]))[0, 0].numel()
     torch.testing.assert_close(by_hand * cells, ours)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
+@pytest.fixture
+def little_garbage() -> Iterator[None]:
+    """A meter looks for garbage before every run, which among all that tests import takes half a second."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("little_garbage")
 def test_sides_take_turns_and_slow_ones_fewer(benchmarks):
     meter = benchmarks.meter
     calls = []
@@ -160,6 +186,7 @@ def test_sides_take_turns_and_slow_ones_fewer(benchmarks):
     assert costs["c"].memory is None
 
 
+@pytest.mark.usefixtures("little_garbage")
 def test_the_time_of_a_share_is_scaled_to_the_whole(benchmarks, monkeypatch):
     meter = benchmarks.meter
     monkeypatch.setattr(meter.time, "perf_counter", count(0, 3).__next__)  # seconds from look to look
@@ -168,39 +195,16 @@ def test_the_time_of_a_share_is_scaled_to_the_whole(benchmarks, monkeypatch):
     assert cost.median == pytest.approx(60)
 
 
-def test_the_benchmark_of_attention_judges_its_goals(benchmarks: ModuleType, tmp_path: Path) -> None:
-    page = tmp_path / "attention.md"
-    attention = importlib.import_module("benchmarks.attention")
-    page.write_text(f"{attention.MARK}\n\nolder numbers\n")
-    command = ["-m", "benchmarks.attention", "--quick", "--repeat", "1", "--threads", "1", "--write", str(page)]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
-    text = page.read_text()
-    assert "older numbers" not in text
-    for goal in (
-        "recording, time / forward, ViT-B",
-        "time / (forward + backward)",
-        "memory held / that with the probabilities",
-    ):
-        assert goal in text
-
-
 @pytest.mark.parametrize(
     ("name", "goals"),
     [
-        ("saliency", ["gradient, time /", "guided_backprop, time /", "integrated gradients, 2 steps", "SmoothGrad, 2 samples"]),
-        ("contribution", ["3 inputs, batch 4, time / forward", "4 inputs, batch 4, time / forward"]),
+        ("attention", ["recording, time / forward, ViT-B", "time / (forward + backward)", "memory held / that with the probabilities"]),
+        ("saliency", ["| gradient, time /", "| guided_backprop, time /", "| integrated gradients, 2 steps", "| SmoothGrad, 2 samples"]),
+        ("contribution", ["| 3 inputs, batch 4, time / forward", "| 4 inputs, batch 4, time / forward"]),
     ],
 )  # fmt: skip
-def test_further_benchmarks_judge_their_goals(
-    benchmarks: ModuleType, tmp_path: Path, name: str, goals: list[str]
-) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"{importlib.import_module(f'benchmarks.{name}').MARK}\n\nolder numbers\n")
-    command = ["-m", f"benchmarks.{name}", "--quick", "--repeat", "1", "--threads", "1", "--write", str(page)]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
-    text = page.read_text()
-    assert "older numbers" not in text
-    assert all(f"| {goal}" in text for goal in goals)
+def test_further_benchmarks_judge_their_goals(name: str, goals: list[str], pages: dict[str, str]) -> None:
+    assert all(goal in pages[name] for goal in goals)
 
 
 def test_a_planted_cell_is_found_where_it_was_planted(benchmarks: ModuleType) -> None:
