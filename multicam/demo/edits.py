@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from multicam.demo.photos import SIDE, VIEWS, crop_of, photo
 from multicam.errors import MulticamError, unknown
 
-CLASSES = ("colour", "frequency", "texture")  # what the three logits say was edited
+CLASSES: tuple[str, ...] = ("colour", "frequency", "texture")  # what the three logits say was edited
 
 
 def neighbours(x: Float[Tensor, "b c h w"], axis: int) -> tuple[Tensor, Tensor]:
