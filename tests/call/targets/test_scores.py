@@ -1,6 +1,5 @@
 """From outputs to scores."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,9 +7,8 @@ import torch
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from multicam import MulticamError
-from multicam.call.scorer import Scorer, select_output
+from multicam.call.scorer import Scorer
 from multicam.call.targets import Binary, Contrast, Probability, Regression, Similarity, TopClass
-from multicam.call.targets.detections import BoxScore, TopBox
 from multicam.call.targets.scores import QueryScore, SegmentationScore
 
 LOGITS = torch.tensor([[1.0, 4.0, 2.0], [3.0, 0.5, 2.5]])
@@ -51,15 +49,6 @@ def test_similarity_is_the_cosine() -> None:
         Similarity(torch.ones(3))(vectors)
 
 
-def test_scores_keep_their_gradient_and_are_at_least_float32() -> None:
-    half = LOGITS.half().requires_grad_()
-    scores = Scorer(1).of_picked(half, 2)
-    assert scores.dtype == torch.float32
-    scores.sum().backward()
-    assert half.grad.tolist() == [[0, 1, 0], [0, 1, 0]]
-    assert Scorer(1).of_picked(LOGITS.double(), 2).dtype == torch.float64
-
-
 @pytest.mark.parametrize(
     ("target", "output", "message"),
     [
@@ -85,52 +74,6 @@ def test_wrong_targets_say_what_would_fit(target: Any, output: torch.Tensor, mes
 def test_contrast_needs_something_to_contrast_with() -> None:
     with pytest.raises(MulticamError, match=r"as in Contrast\(3, 5\)"):
         Contrast(3)
-
-
-@pytest.mark.parametrize(
-    ("output", "path"),
-    [
-        (LOGITS, None),
-        ((torch.zeros(1), LOGITS), 1),
-        ([torch.zeros(1), LOGITS], -1),
-        ((torch.zeros(1), [LOGITS]), "1.0"),
-        ({"logits": LOGITS, "loss": None}, "logits"),
-        ({"heads": {"label": LOGITS}}, "label"),
-        ({"features:": LOGITS}, "features:"),
-        (ImageClassifierOutput(logits=LOGITS), "logits"),
-        (SimpleNamespace(logits=LOGITS), "logits"),
-        ((torch.zeros(1), LOGITS), lambda out: out[1]),
-    ],
-)
-def test_outputs_are_selected_by_path(output: Any, path: Any) -> None:
-    assert select_output(output, path) is LOGITS
-
-
-@pytest.mark.parametrize(
-    ("output", "path", "message"),
-    [
-        ({"logits": LOGITS}, "logit", "no output 'logit'; did you mean 'logits'"),
-        ((LOGITS,), 3, "no output '3'"),
-        (LOGITS, "logits", "returns one tensor, so output='logits' names nothing"),
-    ],
-)
-def test_outputs_that_cannot_be_selected_list_the_choices(output: Any, path: Any, message: str) -> None:
-    with pytest.raises(MulticamError, match=message):
-        select_output(output, path)
-
-
-def test_without_a_path_the_target_sees_the_whole_output() -> None:
-    output = {"heads": [LOGITS, -LOGITS]}
-    assert select_output(output, None) is output
-    assert Scorer(lambda out: (out["heads"][0] + 2 * out["heads"][1])[:, 0]).of_picked(output, 2).tolist() == [
-        -1.0,
-        -3.0,
-    ]
-    with pytest.raises(TypeError) as raised:
-        Scorer(lambda out: out[:, 0]).of_picked(output, 2)
-    assert raised.value.__notes__ == [
-        "the model returns a dict, so say what to explain with output=…, one of: 'heads.0' (2, 3), 'heads.1' (2, 3)"
-    ]
 
 
 # Segmentation.
@@ -186,73 +129,6 @@ def test_queries_by_value() -> None:
     assert Scorer(fixed).take([1, 1, 0]).target(-output[[1, 1, 0]]).tolist() == [-6.0, -6.0, -4.0]
 
 
-# Detection.
-
-
-def found(*detections: tuple[list[float], int, float]) -> dict[str, torch.Tensor]:
-    boxes, labels, scores = ([each[i] for each in detections] for i in range(3))
-    return {
-        "boxes": torch.tensor(boxes).view(-1, 4),
-        "labels": torch.tensor(labels).int(),
-        "scores": torch.tensor(scores),
-    }
-
-
-BOX = [0.0, 0.0, 4.0, 4.0]
-DETECTIONS = [
-    found(
-        (BOX, 2, 0.9), ([0.0, 0.0, 4.0, 3.0], 1, 0.5), ([0.0, 0.0, 4.0, 2.5], 1, 0.7), ([6.0, 6.0, 8.0, 8.0], 2, 0.2)
-    ),
-    found((BOX, 1, 0.3)),
-]
-
-
-@pytest.mark.parametrize(
-    ("target", "expected"),
-    [
-        pytest.param(BoxScore(torch.tensor([BOX]), [1]), [0.5, 0.3], id="the nearest of its label, not the highest"),
-        pytest.param(BoxScore(torch.tensor([BOX]), [1], iou=0.8), [0.0, 0.3], id="not near enough"),
-        pytest.param(BoxScore(torch.tensor([BOX, BOX]), [1, 2]), [1.4, 0.3], id="the sum over boxes"),
-        pytest.param(
-            BoxScore([torch.tensor([[6.0, 6, 8, 8]]), torch.tensor([BOX])], [[2], [1]]), [0.2, 0.3], id="own boxes"
-        ),
-        pytest.param(TopBox(), [0.9, 0.3], id="top"),
-        pytest.param(TopBox(label=1), [0.7, 0.3], id="top of a label"),
-    ],
-)
-def test_box_scores_by_value(target: Any, expected: list[float]) -> None:
-    assert Scorer(target).of_picked(DETECTIONS, 2).tolist() == pytest.approx(expected)
-
-
-def test_pinned_boxes_may_vanish_and_others_are_refused() -> None:
-    fixed = Scorer(BoxScore(torch.tensor([BOX]), [1])).pinned(DETECTIONS).target
-    nothing = [found(), found((BOX, 2, 0.9))]
-    assert Scorer(fixed).pinned(nothing).target(nothing).tolist() == [0.0, 0.0]
-    with pytest.raises(MulticamError, match=r"in sample 0 the model finds none.*labels found: \[\]"):
-        Scorer(BoxScore(torch.tensor([BOX]), [1])).pinned(nothing)
-    top = Scorer(TopBox()).pinned(DETECTIONS).target
-    assert Scorer(top).take([1, 0, 0]).target([DETECTIONS[i] for i in (1, 0, 0)]).tolist() == pytest.approx(
-        [0.3, 0.9, 0.9]
-    )
-    shared = Scorer(BoxScore(torch.tensor([BOX]), [1])).pinned(DETECTIONS).target
-    assert Scorer(shared).take([1, 1, 0]).target([DETECTIONS[i] for i in (1, 1, 0)]).tolist() == pytest.approx(
-        [0.3, 0.3, 0.5]
-    )
-    with pytest.raises(MulticamError, match="in sample 0 the model does not find anything"):
-        Scorer(TopBox()).pinned(nothing)
-
-
-def test_box_scores_carry_the_gradient_of_the_scores() -> None:
-    scores = torch.tensor([0.2, 0.8], requires_grad=True)
-    boxes = torch.tensor([BOX, [9.0, 9.0, 11.0, 11.0]], requires_grad=True)
-    output = [{"boxes": boxes, "labels": torch.tensor([1, 1]), "scores": scores}]
-    gradients = torch.autograd.grad(
-        BoxScore(torch.tensor([BOX]), [1])(output).sum(), [scores, boxes], allow_unused=True
-    )
-    assert gradients[0].tolist() == [1, 0]
-    assert gradients[1] is None
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -273,12 +149,6 @@ def test_box_scores_carry_the_gradient_of_the_scores() -> None:
         (lambda: QueryScore(0)(DENSE), r"needs an output \(b queries classes\), but it is \(2, 2, 2, 2\)"),
         (lambda: QueryScore(0, query=5)(DENSE[0]), "target query 5 does not exist: the output has queries 0 to 1"),
         (lambda: QueryScore(0, query=[1, 1, 1])(DENSE[0]), "3 target queries for 2 samples"),
-        (lambda: BoxScore(torch.ones(4), [1]), r"takes boxes \(n 4\), labels \(n\).*not \(4,\) and \(1,\)"),
-        (lambda: BoxScore(torch.ones(2, 4), [1]), r"not \(2, 4\) and \(1,\)"),
-        (lambda: BoxScore(torch.ones(1, 4), [1], iou=0.0), "not iou=0.0"),
-        (lambda: BoxScore([torch.ones(1, 4)], [[1], [2]]), "boxes for 1 samples, but labels for 2"),
-        (lambda: BoxScore([torch.ones(1, 4)], [[1]])(DETECTIONS), "boxes for 1 samples, but there are 2"),
-        (lambda: TopBox()(LOGITS), r"need the whole output of a detector.*a tensor \(2, 3\)"),
     ],
 )
 def test_dense_targets_that_do_not_fit_say_what_would(make: Any, message: str) -> None:
