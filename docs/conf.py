@@ -52,7 +52,7 @@ nitpick_ignore_regex = [
     ("py:obj", ".*"),
     # Types of other libraries: their documentation would have to be downloaded to link to it.
     ("py:class", r"(torch|numpy|jaxtyping|collections\.abc|pathlib|matplotlib)\..*|Tensor|ndarray"),
-    ("py:class", r"multicam\.[a-z.]+\.[A-Z]|LayerLike"),  # type variables, and an alias that its own class names
+    ("py:class", r"multicam\.[a-z.]+\.([A-Z]|Point)|LayerLike"),  # type variables and aliases
     ("py:class", r"'[a-z0-9_*.+/() ]*'"),  # the shapes in annotations
 ]
 
