@@ -11,6 +11,7 @@ from multicam.cam.catalogue import ONE_PASS
 from multicam.cam.weighted import HiResCAM
 from multicam.demo.detector import LAYERS, EditDetector, inputs_of, load
 from multicam.demo.edits import CLASSES, Sample, sample
+from multicam.demo.photos import crop_of
 from multicam.figures.colours import normalize
 from multicam.figures.page import Picture
 from multicam.figures.panels import panel
@@ -46,7 +47,7 @@ def write(out: Path, image: Path | None = None) -> Iterator[Path]:
         pixels = read_image(str(image))[0].expand(3, -1, -1)
         brightest = pixels.max().clamp(min=1)  # pictures of more than 8 bits keep their values
         eight_bit = (pixels / brightest * 255).round().byte().movedim(0, -1).numpy()
-        pictures[f"photo-{image.stem}"] = lambda: every_logit(model, Sample(eight_bit, {}))
+        pictures[f"photo-{image.stem}"] = lambda: every_logit(model, Sample(crop_of(eight_bit), {}))
     for name, draw in pictures.items():
         yield draw().save(out / f"{name}.png", dpi=200)
 
