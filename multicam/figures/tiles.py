@@ -105,11 +105,11 @@ def figure(
     sheet = Sheet()
     plan = Plan.of(sheet, content, width, tallest)
     sheet.page.set_size_inches(*plan.size)
-    plan.write(sheet)
     for (r, row), c in product(enumerate(tiles), range(len(scales))):
         rgb = pictures[r][c]
         if rgb is not None:
             _draw(sheet, row[c], rgb, plan.place(r, c))
+    plan.write(sheet)
     low = -1 if colormap == "diverging" else 0
     ramp = colorize(torch.linspace(low, 1, 255)[None], colormap)
     for bar in plan.bars:
