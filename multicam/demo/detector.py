@@ -112,6 +112,7 @@ def inputs_of(image: np.ndarray) -> dict[str, Tensor]:
     """The three inputs, each with a batch axis of one, for `crop_of(image)`; every one of them covers the whole crop.
 
     Example:
+        >>> from multicam.demo.photos import photo
         >>> {name: tuple(x.shape) for name, x in inputs_of(photo("chelsea")).items()}
         {'rgb': (1, 3, 64, 64), 'frequency': (1, 64, 16, 16), 'texture': (1, 3, 32, 32)}
     """
