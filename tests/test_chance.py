@@ -79,3 +79,16 @@ def test_the_spread_of_each_sample_broadcasts_against_it() -> None:
     assert torch.equal(value_range(x), torch.tensor([4.0, 0.0])[:, None, None])
     turned = torch.tensor([[3 + 4j, 1j]])
     assert torch.equal(value_range(turned), torch.tensor([[4.0]]))
+
+
+def test_an_interval_covers_the_true_mean_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    trials = torch.randn(300, 40, generator=generator)
+    covered = 0
+    for i, values in enumerate(trials):
+        low, high = mean_interval(values, confidence=0.9, resamples=150, seed=i)
+        covered += int(low <= 0 <= high)
+    assert 0.83 < covered / 300 < 0.95
+    low, high = mean_interval(trials[0], resamples=4000)
+    error = trials[0].std(correction=0) / 40**0.5
+    torch.testing.assert_close((high - low) / 2, 1.96 * error, rtol=0.06, atol=0.0)

@@ -114,3 +114,13 @@ def test_measures_are_the_same_in_any_batch() -> None:
 
 def test_a_map_that_is_no_number_points_nowhere() -> None:
     assert not pointing_game(torch.full((1, 2, 2), torch.nan), torch.ones(1, 2, 2, dtype=torch.bool))
+
+
+def test_one_truth_for_each_sample():
+    maps = {"rgb": torch.tensor([[[1.0, 1.0]], [[9.0, -9.0]], [[0.0, 0.0]]]), "depth": torch.tensor([[[3.0]], [[3.0]], [[0.0]]])}  # fmt: skip
+    assert names_input(maps, ["depth", "rgb", "rgb"]).tolist() == [True, True, False]
+    assert names_input(maps, ["rgb", "depth", "depth"]).tolist() == [False, False, False]
+    with pytest.raises(MulticamError, match="2 names of inputs for 3 samples"):
+        names_input(maps, ["rgb", "depth"])
+    with pytest.raises(MulticamError, match="there is no map of input 'text'"):
+        names_input(maps, ["rgb", "text", "rgb"])
