@@ -49,9 +49,11 @@ assert "- ``peak`` the largest share" in with_faces("<!-- face: multicam.metrics
 
 
 def changed(text: str, diff: str) -> str:
-    """A text in which the lines of a diff that are there already, in one place only, have become those that it leaves."""
+    """A text in which the lines that a diff finds, in one place only, have become those that it leaves; or with these at its end."""
     lines = diff.splitlines(keepends=True)
     old, new = ("".join(line[1:] for line in lines if line[0] in kept) for kept in (" -", " +"))
+    if not old:
+        return text + new
     assert text.count(old) == 1, f"not once:\n{old}"
     return text.replace(old, new)
 
@@ -97,8 +99,9 @@ def test_the_help_of_the_command_lists_them(copy: Path, command: str, line: str)
 
 
 def test_the_tests_of_the_page_pass(copy: Path) -> None:
-    added = ["tests/cam/test_energy.py", "tests/metrics/test_measures.py"]
-    scores = "tests/call/targets/test_scores.py::test_targets_by_value"
+    measure = "tests/metrics/test_measures.py::test_the_peak_is_a_share_of_the_places_of_all_inputs"
+    target = "tests/call/targets/test_scores.py::test_targets_by_value"
     of_all_methods = "tests/cam/test_wrappers.py::test_wrappers_take_any_method[EnergyCAM]"
-    printed = run(copy, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *added, scores, of_all_methods)
+    tests = ["tests/cam/test_energy.py", measure, target, of_all_methods]
+    printed = run(copy, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *tests)
     assert re.search(r"^\d+ passed", printed, re.MULTILINE)
