@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from multicam.call.baselines import Baseline, baselines, references_of
@@ -108,7 +108,7 @@ class Game(Scored):
 
     def _stand_ins(
         self, baseline: Baseline | Mapping[str, Baseline | None], references: Any
-    ) -> dict[str, Float[Tensor, "b n ..."]]:
+    ) -> dict[str, Shaped[Tensor, "b n ..."]]:
         """What each input of the players is replaced by: one value, or that of every reference."""
         parts = list(self.players.values())
         names = [name for i in self._mixed for name in parts[i]]
