@@ -102,10 +102,10 @@ def test_what_is_touched_inside_a_call_colours_it_though_its_output_does_not_sho
     class Noting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.note = torch.zeros(())
+            self.seen = self.note = torch.zeros(())
 
-        def forward(self, y: Tensor, x: Tensor) -> Tensor:
-            self.note = x.sum()
+        def forward(self, y: Tensor) -> Tensor:
+            self.note = self.seen.sum()
             return y + 1
 
     class Model(Pair):
@@ -114,7 +114,8 @@ def test_what_is_touched_inside_a_call_colours_it_though_its_output_does_not_sho
             self.noting = Noting()
 
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            return self.head(self.a(x) * self.b(self.noting(y, x)))
+            self.noting.seen = x
+            return self.head(self.a(x) * self.b(self.noting(y)))
 
     model = Model()
     recording = record(model, *pair(), most=2)
@@ -161,6 +162,24 @@ def tapped(names_itself: bool) -> tuple[nn.Module, Recording, Tensor]:
     with torch.no_grad(), recording.watch():
         out = model(pair()[1])
     return model, recording, out
+
+
+def test_a_call_in_which_the_marks_begin_is_not_kept_though_it_returns_something_else() -> None:
+    class Ignoring(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tapped = Tapped()
+
+        def forward(self, y: Tensor) -> Tensor:
+            self.tapped(y)
+            return y + 1
+
+    model = Ignoring()
+    recording = Recording(model, most=0)
+    model.tapped.tap, vars(model.tapped)["names"] = recording.start_at, model.tapped
+    with torch.no_grad(), recording.watch():
+        model(pair()[1])
+    assert set(named(model, recording.calls)) == {("tapped", 0)}
 
 
 def test_the_call_whose_output_is_marked_is_kept_and_what_follows_depends_on_it() -> None:
