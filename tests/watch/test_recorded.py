@@ -164,7 +164,8 @@ def tapped(names_itself: bool) -> tuple[nn.Module, Recording, Tensor]:
     return model, recording, out
 
 
-def test_a_call_in_which_the_marks_begin_is_not_kept_though_it_returns_something_else() -> None:
+@pytest.mark.parametrize("kept", ["tapped", "tapped.inner"])
+def test_a_call_in_which_the_marks_begin_is_not_kept_though_it_returns_something_else(kept: str) -> None:
     class Ignoring(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -176,10 +177,10 @@ def test_a_call_in_which_the_marks_begin_is_not_kept_though_it_returns_something
 
     model = Ignoring()
     recording = Recording(model, most=0)
-    model.tapped.tap, vars(model.tapped)["names"] = recording.start_at, model.tapped
+    model.tapped.tap, vars(model.tapped)["names"] = recording.start_at, model.get_submodule(kept)
     with torch.no_grad(), recording.watch():
         model(pair()[1])
-    assert set(named(model, recording.calls)) == {("tapped", 0)}
+    assert set(named(model, recording.calls)) == {(kept, 0)}
 
 
 def test_the_call_whose_output_is_marked_is_kept_and_what_follows_depends_on_it() -> None:

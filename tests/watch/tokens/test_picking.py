@@ -49,6 +49,14 @@ def test_ids_are_the_values_that_are_picked(op: Callable[[Tensor], Tensor]) -> N
     assert torch.equal(origins.ids(y), y)
 
 
+def test_a_condition_covers_as_many_axes_as_it_has() -> None:
+    def op(x: Tensor) -> Tensor:
+        return x[..., None].expand(2, 4, 6)[ROWS, torch.tensor([0, 5, 1, 4])]  # the same along the last axis
+
+    origins, y = after(op, torch.arange(1, 9).view(2, 4))
+    assert torch.equal(origins.ids(y), y)
+
+
 def test_what_a_table_has_at_a_place_is_of_this_place() -> None:
     x, table = torch.arange(1, 9).view(2, 4), torch.rand(9, 5)
     origins, y = after(lambda x: table[x], x)
