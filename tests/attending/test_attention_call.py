@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from multicam import MulticamError, rollout, tokens
-from multicam.attending.attend import attention, record_attention
+from multicam import MulticamError, tokens
+from multicam.attending.attend import record_attention
 from multicam.attending.attentions import Attention
 
 
@@ -228,53 +228,3 @@ def test_in_words(att: Attention) -> None:
     table = repr(att).splitlines()
     assert table[0].split() == ["attention", "source", "b", "heads", "q", "k", "queries", "->", "keys"]
     assert len(table) == 3
-
-
-class Scrambling(nn.Module):
-    """Tokens of freq lose their places on the way to the keys; two layers read them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rgb, self.freq = nn.Conv2d(3, 8, 8, 8), nn.Conv2d(1, 8, 4, 4)
-        self.first = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.second = nn.MultiheadAttention(8, 2, batch_first=True)
-
-    def forward(self, rgb: Tensor, freq: Tensor) -> Tensor:
-        x = self.rgb(rgb).flatten(2).mT
-        keys = torch.fft.fft(self.freq(freq).flatten(2).mT).real
-        keys = torch.cat([torch.zeros_like(keys[:, :1]), keys], 1)
-        x = x + self.first(x, keys, keys)[0]
-        return x + self.second(x, keys, keys)[0]
-
-
-def test_streams_say_what_could_not_be_followed() -> None:
-    inputs = {"rgb": torch.rand(2, 3, 32, 32), "freq": torch.rand(2, 1, 12, 20)}
-    model = Scrambling()
-    att = attention(model, inputs)
-    with pytest.raises(MulticamError, match="no key of attention 'first#0' stands for input 'freq'"):
-        att[0].heatmap("freq", query=(9, 9))
-    streams: dict[str, tuple[str | None, str | None]] = dict.fromkeys(("first", "second"), (None, "freq"))
-    said = attention(model, inputs, layouts={"freq": tokens(3, 5, prefix=1)}, streams=streams)
-    assert said[0].describe() == "rgb 4 x 4 -> 1 own + freq 3 x 5"
-    assert torch.equal(said[0].columns, said[1].columns)  # the same tokens
-    assert len(said.between("rgb", "freq")) == 2
-    grids = said[0].weights.mean(1)[:, 5, 1:].reshape(2, 1, 3, 5) * 15  # the token in row 1, column 1
-    expected = F.interpolate(grids, (12, 20), mode="bilinear")[:, 0]
-    assert torch.allclose(said[0].heatmap("freq", query=(9, 9)), expected, atol=1e-6)
-    assert rollout(said).map("freq", query=5).shape == (2, 12, 20)
-
-
-@pytest.mark.parametrize(
-    ("streams", "layouts", "message"),
-    [
-        ({"frist": (None, "freq")}, {}, "no module in streams 'frist'; did you mean 'first'"),
-        ({"first": (None, "freqs")}, {}, "no input in streams 'freqs'; did you mean 'freq'"),
-        ({"first": (None, "freq")}, {}, r"whose layout is needed, too: layouts=\{'freq': tokens"),
-        ({"first": (None, "freq")}, {"freq": tokens(3, 5)}, "takes 16 of them for a grid of 3 x 5"),
-    ],
-    ids=["module", "input", "no layout", "prefix"],
-)
-def test_streams_that_do_not_fit_are_refused(streams: Any, layouts: Any, message: str) -> None:
-    inputs = {"rgb": torch.rand(2, 3, 32, 32), "freq": torch.rand(2, 1, 12, 20)}
-    with pytest.raises(MulticamError, match=message):
-        attention(Scrambling(), inputs, layouts=layouts, streams=streams)

@@ -19,7 +19,7 @@ from multicam import Inputs, MulticamError
 from multicam.attending.attend import attention, record_attention
 from multicam.attending.attention_call import AttentionCall
 from multicam.attending.attentions import Attention
-from multicam.attending.between import Between, flow_matrix
+from multicam.attending.between import flow_matrix
 from multicam.attending.flow import Flow, legrad, relevance, rollout
 from multicam.call.targets import ClassScore
 from multicam.demo.detector import EditDetector
@@ -656,16 +656,6 @@ def test_wrong_types_are_said() -> None:
     assert len(said) == len(expected)
     for line, start in zip(said, expected, strict=True):
         assert line.startswith(start)
-
-
-def test_a_table_leaves_out_streams_that_ask_nothing() -> None:
-    table = Between(("one", "two"), ("a", "b"), ("a",), torch.tensor([[[[1.0], [torch.nan]], [[0.5], [0.25]]]]))
-    assert repr(table).splitlines() == [
-        "attention  queries  a",
-        "one        a        1",
-        "two        a        0.5",
-        "two        b        0.25",
-    ]
 
 
 def test_the_order_of_time_is_the_order_of_calls() -> None:

@@ -8,24 +8,11 @@ from torch import Tensor
 from multicam import MulticamError
 from multicam.attending.passes import Dense, Forward, checked_query, inputs_among
 from multicam.watch.tokens.places import Places
-
-SIZES = {"rgb": (8, 12), "words": (5,), "clip": (4, 6, 6)}
-
-
-def places() -> Places:
-    return Places({"rgb": (1, 2), "words": (2,), "clip": (0, 1, 2)})
+from tests.helpers.placed import SIZES, own, places, tokens
 
 
 def forward(of: Places) -> Forward:
     return Forward(0, 1, SIZES, of, {})
-
-
-def tokens(of: Places, name: str, *grid: int) -> Tensor:
-    return torch.from_numpy(of.lay(of.whole(name, 1, grid)))
-
-
-def own(of: Places, n: int = 1) -> Tensor:
-    return torch.from_numpy(of.fresh(torch.zeros(n, dtype=torch.int64).numpy()))
 
 
 def amounts(n: int, seed: int = 0) -> Tensor:
