@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from multicam import MulticamError
 from multicam.attending.attend import record_attention
 from multicam.attending.between import Between, between, flow_matrix, of_pass, samples
 from multicam.watch.tokens.places import LOST
 from tests.helpers.placed import own, places, tokens
-from tests.helpers.recorded_net import NAMES, net, pair
+from tests.helpers.recorded_net import NAMES, net, own_attention, pair
 
 
 def test_shares_are_sums_over_the_keys_of_each_stream_and_means_over_its_queries() -> None:
@@ -63,3 +64,18 @@ def test_attentions_of_one_pass_are_taken_and_others_refused() -> None:
         of_pass(att, 2)
     with pytest.raises(MulticamError, match=r"give attentions of a recording, .*, not \[\]"):
         of_pass([], None)
+
+
+def test_every_sample_has_shares_of_its_own() -> None:
+    class Joined(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return own_attention(torch.cat([x, y], 1))
+
+    x, y = torch.rand(3, 5, 4), torch.rand(3, 2, 4)
+    with torch.no_grad(), record_attention(model := Joined()) as att:
+        model(x, y)
+    z = torch.cat([x, y], 1)
+    p = (z @ z.mT).softmax(-1)
+    expected = [[p[:, q, k].sum(2).mean(1) for k in (slice(5), slice(5, 7))] for q in (slice(5), slice(5, 7))]
+    found = flow_matrix(att).shares[:, 0]
+    torch.testing.assert_close(found, torch.stack([torch.stack(row, 1) for row in expected], 1))

@@ -1,9 +1,13 @@
 """What the tests of the drop-in give to it and to pytorch-grad-cam alike."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from multicam import compat
 
 
 class Net(nn.Module):
@@ -36,3 +40,42 @@ def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
 
 def images(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+GRADIENT = ["GradCAM", "HiResCAM", "GradCAMElementWise", "GradCAMPlusPlus", "XGradCAM", "LayerCAM"]
+EIGEN = ["EigenCAM", "EigenGradCAM", "SegEigenCAM", "KPCA_CAM"]
+METHODS = [*GRADIENT, *EIGEN, "FEM", "ShapleyCAM", "ScoreCAM", "AblationCAM", "FullGrad"]
+
+
+class ViT(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, 8)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, 16))
+        self.blocks = nn.Sequential(
+            *(nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True, norm_first=True) for _ in range(2))
+        )
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).mT
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], 1)
+        return self.head(self.blocks(tokens).mean(1))
+
+
+class Large:
+    """A class score so large that the epsilons of pytorch-grad-cam do not count."""
+
+    def __init__(self, category: int) -> None:
+        self.category = category
+
+    def __call__(self, output: Tensor) -> Tensor:
+        return 1000 * output[self.category] + 5000
+
+
+def hires(model: nn.Module, *layers: Any, **options: Any) -> compat.HiResCAM:
+    return compat.HiResCAM(model, list(layers), **options)
+
+
+def resnet() -> nn.Module:
+    return resnet18(num_classes=10)
