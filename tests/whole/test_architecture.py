@@ -107,6 +107,16 @@ def test_tests_mirror_the_rooms(test: Path) -> None:
         assert (PACKAGE / place.parent / place.name.removeprefix("test_")).exists()
 
 
+# What all commands share; it is seen in the tests of each.
+SHARED = {"multicam.cli.help", "multicam.cli.results"}
+
+
+@pytest.mark.parametrize("name", sorted({*INNER} - {*ROOMS} - SHARED))
+def test_every_file_has_its_tests(name: str) -> None:
+    place = FILES[name].relative_to(PACKAGE)
+    assert (PACKAGE.parent / "tests" / place.parent / f"test_{place.name}").exists()
+
+
 def arguments_told(docstring: str) -> set[str]:
     """The names that a docstring's Args explain; several may share a line."""
     section = re.search(r"^Args:\n((?: {4}.*\n|\n)+)", inspect.cleandoc(docstring) + "\n", re.MULTILINE)
