@@ -156,7 +156,8 @@ def test_every_name_of_the_library_is_there() -> None:
     assert public <= set(compat.__all__)
 
 
-# What is different: one test for each row of the table in docs/howto/from-pytorch-grad-cam.md.
+# What is different: with those of the base and the targets, one test for each row of the table in
+# docs/howto/from-pytorch-grad-cam.md.
 
 
 def test_ablation_does_not_depend_on_a_constant_in_the_score_or_on_the_size_of_a_batch() -> None:
