@@ -139,15 +139,20 @@ def test_a_module_called_often_has_a_term_for_each_call_and_one_that_leads_elsew
     assert torch.allclose(sum(term.sum((1, 2, 3)) for term in terms), model(x)[0][:, 1], rtol=0, atol=1e-9)
 
 
+def normalise_at_random(model: nn.Module, std: float) -> None:
+    """Give batch norms means and biases that count."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=std)
+            nn.init.normal_(module.bias, std=std)
+
+
 def test_a_real_network_is_complete() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         # In training mode it has further heads, which evaluation never calls.
         model = torchvision.models.googlenet(num_classes=3, init_weights=False).double()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.normal_(module.running_mean, std=0.1)
-                nn.init.normal_(module.bias, std=0.1)
+        normalise_at_random(model, 0.1)
     x = image(1, 32).double()
     found = CompleteFullGrad(model)(x, 1, signed=True)
     assert torch.allclose(means(found) + model.fc.bias[1], model.eval()(x)[0, 1], rtol=1e-6, atol=1e-6)
@@ -158,10 +163,7 @@ def test_normalisations_that_activate_have_their_bias_in_front_of_the_activation
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = timm.create_model("densenet121", num_classes=3, growth_rate=8, block_config=(2, 2)).double().eval()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.normal_(module.running_mean, std=0.3)
-                nn.init.normal_(module.bias, std=0.3)
+        normalise_at_random(model, 0.3)
     x = image(2, 32).double()
     found = CompleteFullGrad(model)(x, 1, signed=True)
     assert torch.allclose(means(found) + model.classifier.bias[1], model(x)[:, 1], rtol=0, atol=1e-6)

@@ -34,6 +34,7 @@ def state(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
         **{f"g {n}": p.grad for n, p in model.named_parameters() if p.grad is not None},
         **{f"b {n}": b for n, b in model.named_buffers()},
         **{f"x {n}": x for n, x in inputs.items()},
+        **{f"d {n}": x.grad for n, x in inputs.items() if x.grad is not None},
         "rng": torch.get_rng_state(),
     }
     return {

@@ -18,6 +18,7 @@ from multicam.call.targets import Probability
 from multicam.saliency.attributions import Attributions
 from multicam.shares.interactions import double_occlusion, second_order_gradient
 from multicam.shares.shapley import contribution
+from tests.helpers.hygiene import assert_unchanged, state
 from tests.helpers.models import Captioned, Fusion, fusion_inputs, seeded
 
 WAYS = {"double_occlusion": double_occlusion, "second_order_gradient": second_order_gradient}
@@ -392,14 +393,10 @@ def test_frozen_models_under_no_grad_and_nothing_is_changed(way: Any, guard: Any
     model.train().requires_grad_(False)
     model.head.eval()
     model.depth.requires_grad_(True)
-    modes = [module.training for module in model.modules()]
-    grads = [p.requires_grad for p in model.parameters()]
-    state = {name: x.clone() for name, x in model.state_dict().items()}
-    before = {name: x.clone() for name, x in inputs.items()}
     mask = torch.zeros(16, 16, dtype=torch.bool)
     mask[:8] = True
-    random = torch.get_rng_state()
     inputs["depth"].requires_grad_()
+    before = state(model, inputs)
     with guard():
         found = fused(way, model, inputs, {"rgb": mask}, 2, wrt="depth")
         with pytest.raises(KeyError):
@@ -413,15 +410,7 @@ def test_frozen_models_under_no_grad_and_nothing_is_changed(way: Any, guard: Any
     for name in expected:
         torch.testing.assert_close(found[name].clone(), expected[name], atol=1e-6, rtol=1e-3)
         assert not found[name].requires_grad
-    assert torch.equal(torch.get_rng_state(), random)
-    assert [module.training for module in model.modules()] == modes
-    assert [p.requires_grad for p in model.parameters()] == grads
-    assert all(p.grad is None for p in model.parameters())
-    assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert inputs["depth"].requires_grad
-    assert inputs["depth"].grad is None
-    assert all(torch.equal(x, before[name]) for name, x in inputs.items())
+    assert_unchanged(before, state(model, inputs))
     assert int(mask.sum()) == 128
 
 

@@ -19,6 +19,7 @@ from multicam.call.baselines import baselines
 from multicam.call.targets import Probability
 from multicam.shares.regions import RegionContribution, region_contribution, superpixels
 from multicam.shares.shapley import EXACT, contribution
+from tests.helpers.hygiene import assert_unchanged, state
 from tests.helpers.models import Captioned, Fusion, fusion_inputs, seeded
 
 
@@ -510,11 +511,7 @@ def test_nothing_of_the_callers_is_changed(raises: bool) -> None:
     model.rgb.requires_grad_(False)
     for x in inputs.values():
         x.requires_grad_()
-    before = {name: x.detach().clone() for name, x in inputs.items()}
-    modes = [module.training for module in model.modules()]
-    grads = [p.requires_grad for p in model.parameters()]
-    state = {name: x.clone() for name, x in model.state_dict().items()}
-    random = torch.get_rng_state()
+    before = state(model, inputs)
 
     def target(output: Tensor) -> Tensor:
         if raises:
@@ -526,16 +523,7 @@ def test_nothing_of_the_callers_is_changed(raises: bool) -> None:
             region_contribution(model, inputs, target, regions={"rgb": (1, 2), "depth": 1})
     except KeyError:
         assert raises
-    assert torch.equal(torch.get_rng_state(), random)
-    assert [module.training for module in model.modules()] == modes
-    assert [p.requires_grad for p in model.parameters()] == grads
-    assert all(p.grad is None for p in model.parameters())
-    assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    for name, x in inputs.items():
-        assert torch.equal(x, before[name])
-        assert x.requires_grad
-        assert x.grad is None
+    assert_unchanged(before, state(model, inputs))
 
 
 def test_a_region_contribution_shows_itself() -> None:

@@ -1,7 +1,8 @@
 """Replayed scores are those of full forwards, and what does not depend on the change does not run."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +56,18 @@ def assert_scores(found: Tensor, expected: Tensor) -> None:
 REFUSED = {"owlvit": "copies of one"}
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_changed_activations_of_real_architectures(name: str) -> None:
+@contextmanager
+def traced(name: str) -> Iterator[Trace]:
+    """An architecture's trace, with random numbers of its own."""
     case = ARCHITECTURES[name]()
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        trace = Trace(case.model, case.inputs, case.layers, case.target, case.output)
+        yield Trace(case.model, case.inputs, case.layers, case.target, case.output)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_changed_activations_of_real_architectures(name: str) -> None:
+    with traced(name) as trace:
         for key, site in trace.sites.items():
             acts = what_ifs(site.acts[1])
             try:
@@ -73,10 +80,7 @@ def test_changed_activations_of_real_architectures(name: str) -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_changed_inputs_of_real_architectures(name: str) -> None:
-    case = ARCHITECTURES[name]()
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        trace = Trace(case.model, case.inputs, case.layers, case.target, case.output)
+    with traced(name) as trace:
         for key, image in trace.inputs.images.items():
             rows = (
                 what_ifs(image[0]).to(image.dtype)
