@@ -69,7 +69,7 @@ class Flow:
         """
         if onto not in self.forward.places.names:
             raise unknown("input", onto, self.forward.places.names)
-        return self._laid(list(self._lines(query, of)), onto)
+        return self._on_input(list(self._lines(query, of)), onto)
 
     def maps(self, query: Query = "cls", of: str | None = None) -> Maps:
         """`map` for every input whose tokens have places on it; with relevance, for those that something attends to.
@@ -79,7 +79,7 @@ class Flow:
         """
         lines = list(self._lines(query, of))
         tokens = [state.tokens if self._start_is_evidence else state.keys for state in self._states]
-        return Maps({name: self._laid(lines, name) for name in _placed(self.forward, tokens)})
+        return Maps({name: self._on_input(lines, name) for name in _placed(self.forward, tokens)})
 
     def between(self) -> Between:
         """Which part of what each stream's tokens are made of comes from each stream.
@@ -97,7 +97,7 @@ class Flow:
         matrix = state.matrix
         return matrix if self._start_is_evidence else matrix - torch.eye(*matrix.shape).to(matrix)
 
-    def _laid(self, lines: Sequence[tuple[Tensor, Tensor]], onto: str) -> Tensor:
+    def _on_input(self, lines: Sequence[tuple[Tensor, Tensor]], onto: str) -> Tensor:
         found = torch.cat([self.forward.on_input(tokens, line, onto) for tokens, line in lines])
         if not found.any():
             warnings.warn(

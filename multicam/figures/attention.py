@@ -69,7 +69,7 @@ def head_sheet(
             return Tile()
         map = _sampled(call.heatmap(onto, query, of=of, heads=head, value=value), sample)
         name = onto or next(iter(call.inputs()[1]))
-        return _laid(inputs or {}, name, sample, map)
+        return _tile(inputs or {}, name, sample, map)
 
     return figure(
         [[tile(call, head) for head in heads] for call in chosen],
@@ -139,7 +139,7 @@ def query_figure(
         label = f"{name}, {short[call.name]}" if ambiguous else name
         own = _image(inputs, name, sample, len(map) if map.ndim == 3 else None)
         image = [(label, Tile(own))] * (own is not None and name != beside)
-        return [*image, (label, _laid(inputs, name, sample, map, alone=name in spectral, caption=caption))]
+        return [*image, (label, _tile(inputs, name, sample, map, alone=name in spectral, caption=caption))]
 
     def row(query: Query) -> list[tuple[str, Tile]]:
         name, tile = _outlined(looks[0][0], inputs, query, of, sample)
@@ -254,7 +254,7 @@ def _image(inputs: Mapping[str, Tensor], name: str, sample: int, frames: int | N
     return (frames_second(x, frames) if x.ndim == 5 else x)[sample]
 
 
-def _laid(
+def _tile(
     inputs: Mapping[str, Tensor], name: str, sample: int, map: Tensor, *, alone: bool = False, caption: str = ""
 ) -> Tile:
     image = _image(inputs, name, sample, len(map) if map.ndim == 3 else None)

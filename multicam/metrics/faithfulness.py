@@ -219,7 +219,7 @@ def seen_through(
         >>> seen_through(model, x, torch.ones(2, 4, 4), Probability(1))
         Masked(average drop 0.0%, increase 0.0%)
     """
-    call, named = _laid(model, inputs, maps)
+    call, named = _checked_maps(model, inputs, maps)
     trace = Trace(model, call, {}, target, output)
     if isinstance(trace.target, Probability) and isinstance(trace.output, Tensor) and trace.output.shape[1:] == (1,):
         raise MulticamError(
@@ -280,7 +280,7 @@ def _followed(
     return Curve(fractions.float(), torch.cat(found).cpu().view(batch, len(fractions)))
 
 
-def _laid(model: nn.Module, inputs: Any, maps: MapsLike) -> tuple[Inputs, Maps]:
+def _checked_maps(model: nn.Module, inputs: Any, maps: MapsLike) -> tuple[Inputs, Maps]:
     """The call, and the maps by the full names of their inputs."""
     call = Inputs.of(inputs).bind(unwrapped(model)).own()
     named = named_maps(maps, call).on_one_scale()
@@ -302,7 +302,7 @@ def _ranked(
 
     The highest values come first, or the lowest; equal ones in random order.
     """
-    call, named = _laid(model, inputs, maps)
+    call, named = _checked_maps(model, inputs, maps)
     generator = torch.Generator().manual_seed(seed)
     flat = torch.cat([m.detach().flatten(1).float().cpu() for m in named.values()], 1)
     sizes = [m[0].numel() for m in named.values()]
