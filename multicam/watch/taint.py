@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -29,8 +30,11 @@ class Taint(TorchDispatchMode):
         (1, 0)
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._marked = 0  # all colours that were given
         self.touched: Callable[[int], None] = lambda colours: None  # called for every operation on something marked
         self._memory: dict[int, int] = {}
         self._escaped = 0
@@ -38,6 +42,7 @@ class Taint(TorchDispatchMode):
 
     def mark(self, *tensors: Tensor, colours: int = 1) -> None:
         """Mark these tensors."""
+        self._marked |= colours
         self._paint(tensors, colours)
         if not all(map(has_memory, tensors)):
             self._escaped |= colours
@@ -71,6 +76,8 @@ class Taint(TorchDispatchMode):
             self._memory[memory] = self._memory.get(memory, 0) | colours
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, HigherOrderOperator):
+            return self._higher(func, args, kwargs or {})
         given = (args, kwargs or {})
         colours = self._escaped | self._held(given)
         returned = func(*args, **(kwargs or {}))
@@ -91,6 +98,13 @@ class Taint(TorchDispatchMode):
         if leaked or torch.Tag.dynamic_output_shape in func.tags:
             self.escape(colours)
         self.touched(colours)
+        return returned
+
+    def _higher(self, func: HigherOrderOperator, args: Any, kwargs: Any) -> Any:
+        # The functions that it is given may close over anything, which is not among its arguments: it depends on all that is marked.
+        returned = func(*args, **kwargs)
+        self._paint(returned, self._marked)
+        self.touched(self._marked)
         return returned
 
 

@@ -94,7 +94,8 @@ def undisturbed(model: nn.Module, graph: bool | None) -> Iterator[None]:
 def alone() -> Iterator[None]:
     """With no other thread in such a block, and with compiled code run eagerly."""
     with LOCK, ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # importing it takes seconds, and nothing is compiled before
+        # Importing the compiler takes seconds. Nothing is compiled before somebody did, but flex attention, which compiles itself.
+        if {"torch._dynamo", "torch.nn.attention.flex_attention"} & sys.modules.keys():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 

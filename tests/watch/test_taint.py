@@ -193,3 +193,19 @@ def test_nothing_is_seen_behind_the_context() -> None:
         pass
     assert taint.colours(x.tolist()) == taint.colours(x + 1) == 0
     assert taint.colours(x) == 1
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_an_operator_of_higher_order_may_depend_on_all_that_is_marked() -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    x, y, q = torch.rand(1, 1, 4, 8), torch.rand(4), torch.rand(1, 1, 4, 8)
+    taint = Taint()
+    taint.mark(x, colours=X)
+    taint.mark(y, colours=Y)
+    # The function closes over y, which is among the arguments of no operation.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), taint:
+        z = flex_attention(q, q, x, lambda score, b, h, i, k: score + y[k])
+        other = q + 1
+    assert taint.colours(z) == X | Y
+    assert taint.colours(other) == 0

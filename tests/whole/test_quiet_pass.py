@@ -99,3 +99,38 @@ def test_a_caller_in_inference_mode_gets_the_same(name: str) -> None:
         found = RUNS[name](model, x)
         assert torch.is_inference_mode_enabled()
     assert repr(found) == repr(expected)
+
+
+class Flexible(nn.Module):
+    """Depth is read by flex attention, which compiles itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rgb, self.depth, self.head = nn.Conv2d(3, 16, 4, 4), nn.Conv2d(1, 16, 4, 4), nn.Linear(16, 3)
+
+    def forward(self, rgb: Tensor, depth: Tensor) -> Tensor:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        q, k = (x.flatten(2).mT[:, None] for x in (self.rgb(rgb), self.depth(depth)))
+        out: Tensor = self.head(flex_attention(q, k, k)[:, 0].mean(1))
+        return out
+
+
+def first_of_a_process() -> None:
+    """The first attention and the first shares of a process, whose compiler nobody has imported; shares by hand behind it."""
+    import torch.nn.attention.flex_attention
+
+    torch.manual_seed(0)
+    model, rgb, depth = Flexible().eval(), torch.rand(2, 3, 16, 16), torch.rand(2, 1, 16, 16)
+    assert mc.attention(model, {"rgb": rgb, "depth": depth})[0].source == "flex"
+    found = mc.contribution(model, {"rgb": rgb, "depth": depth}, 1).shapley
+    with torch.no_grad():
+        v = {(i, j): model(i * rgb, j * depth)[:, 1] for i in (0, 1) for j in (0, 1)}
+    first = (v[1, 0] - v[0, 0] + v[1, 1] - v[0, 1]) / 2
+    torch.testing.assert_close(found, torch.stack([first, v[1, 1] - v[0, 0] - first], 1), atol=1e-6, rtol=1e-4)
+
+
+def test_flex_attention_is_run_eagerly_also_by_the_first_pass_of_a_process() -> None:
+    script = "from tests.whole.test_quiet_pass import first_of_a_process; first_of_a_process()"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
