@@ -1,8 +1,8 @@
 """From what a follower sees to attentions: which axes are samples and heads, and whose tokens the two sides are."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from weakref import ref
@@ -49,11 +49,9 @@ class Assembling:
         self._forward: Forward
         self._origins: Origins
 
-    @contextmanager
-    def watch(self, graph: bool) -> Iterator[None]:
+    def watch(self, graph: bool) -> AbstractContextManager[None]:
         """Record during the block; `graph` as for `Follower`."""
-        with Follower(self._record.model, self, graph).watch():
-            yield
+        return Follower(self._record.model, self, graph).watch()
 
     def begin(self, module: nn.Module, given: Mapping[str, Tensor], batch: int, origins: Origins) -> None:
         """See `Listener`.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from multicam import MulticamError
+from multicam import MulticamError, tokens
 from multicam.attending.attend import record_attention
 from multicam.attending.attention_call import AttentionCall
 from multicam.watch.tokens.fused import Scores
@@ -263,3 +263,27 @@ def test_a_layer_that_takes_the_sequence_first_has_no_places() -> None:
     assert call.shape == (3, 2, 5, 5)
     with pytest.raises(MulticamError, match="could not be followed which tokens its queries are"):
         call.dense(call.probs)
+
+
+class Patched(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.block = nn.Conv2d(3, 8, 4, 4), nn.TransformerEncoderLayer(8, 2, batch_first=True)
+
+    def forward(self, photo: Tensor) -> Tensor:
+        out: Tensor = self.block(self.patch(photo).flatten(2).mT)
+        return out
+
+
+def test_a_layout_waits_for_the_pass_that_has_its_input() -> None:
+    """A part that is called by itself has other inputs than the model, and is not refused what is said of those."""
+    model, photo = Patched(), torch.rand(1, 3, 8, 8)
+    with record_attention(model, layouts={"photo": tokens(2, 2)}) as att:
+        model.block(torch.rand(1, 4, 8))
+        model(photo)
+    assert [forward.index for forward in att.forwards] == [0, 1]
+    with (
+        pytest.raises(MulticamError, match="no input in layouts 'foto'; did you mean 'photo'"),
+        record_attention(model, layouts={"foto": tokens(2, 2)}),
+    ):
+        model(photo)
