@@ -1,4 +1,4 @@
-from .base import CAM as CAM, InputCAM as InputCAM, explain_methods as explain_methods
+from .base import CAM as CAM, InputCAM as InputCAM
 from .weighted import (
     WeightedCAM as WeightedCAM,
     GradCAM as GradCAM,
@@ -31,3 +31,4 @@ from .wrappers import (
     EigenSmoothed as EigenSmoothed,
 )
 from .sess import SESS as SESS
+from .together import explain_methods as explain_methods

@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar, Generic, overload
 
@@ -55,7 +55,7 @@ class CAM(ABC, Generic[L]):
     def __init__(self, model: nn.Module, layers: L, *, output: OutputLike = None) -> None:
         self.model = unwrapped(model)
         self.named = isinstance(layers, Mapping)
-        self.layers = _named_layers(layers)
+        self.layers = named_layers(layers)
         Taps(self.model, list(self.layers.values()))  # refuses layers that do not exist
         self.output = output
         self._placed: set[str] = set()
@@ -134,69 +134,12 @@ class CAM(ABC, Generic[L]):
         return f"{type(self).__name__}({type(self.model).__name__}, {shown})"
 
 
-@overload
-def explain_methods(
-    model: nn.Module,
-    inputs: Any,
-    layers: LayerLike,
-    methods: Iterable[type[CAM]],
-    target: TargetLike = None,
-    *,
-    output: OutputLike = None,
-    signed: bool = False,
-) -> dict[str, Tensor]: ...
+def named_layers(layers: LayerLike | Mapping[str, Any]) -> dict[str, Layer]:
+    """Each layer by the caller's name for it; a single one is called `ONLY`.
 
-
-@overload
-def explain_methods(
-    model: nn.Module,
-    inputs: Any,
-    layers: Mapping[str, LayerLike],
-    methods: Iterable[type[CAM]],
-    target: TargetLike = None,
-    *,
-    output: OutputLike = None,
-    signed: bool = False,
-) -> dict[str, Maps]: ...
-
-
-def explain_methods(
-    model: nn.Module,
-    inputs: Any,
-    layers: LayersLike,
-    methods: Iterable[type[CAM]],
-    target: TargetLike = None,
-    *,
-    output: OutputLike = None,
-    signed: bool = False,
-) -> dict[str, Tensor] | dict[str, Maps]:
-    """The maps of several methods, by class name, all from one forward and one backward pass.
-
-    Args:
-        model: As for `CAM`.
-        inputs: As for the call of a `CAM`.
-        layers: As for `CAM`.
-        methods: The classes of the methods.
-        target: As for the call of a `CAM`.
-        output: As for `CAM`.
-        signed: As for the call of a `CAM`.
-
-    Example:
-        >>> from multicam import GradCAM, HiResCAM
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
-        >>> explain_methods(model, torch.rand(2, 3, 16, 16), "1", [GradCAM, HiResCAM]).keys()
-        dict_keys(['GradCAM', 'HiResCAM'])
+    Raises:
+        MulticamError: If there is none, or one is no layer.
     """
-    methods = list(methods)
-    for method in methods:
-        if not (isinstance(method, type) and issubclass(method, CAM)):
-            raise MulticamError(f"methods are classes such as GradCAM, not {method!r}")
-    trace = Trace(unwrapped(model), inputs, _named_layers(layers), target, output)
-    maps = {method.__name__: method(model, layers, output=output).maps(trace, signed=signed) for method in methods}
-    return maps if isinstance(layers, Mapping) else {name: named[ONLY] for name, named in maps.items()}
-
-
-def _named_layers(layers: LayerLike | Mapping[str, Any]) -> dict[str, Layer]:
     named = layers if isinstance(layers, Mapping) else {ONLY: layers}
     if not named:
         raise MulticamError("no layer to explain; list_layers(model, inputs) shows those there are")

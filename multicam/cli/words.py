@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from multicam.call.files import find_object, read_value
 from multicam.call.targets.scores import Binary, ClassScore, Contrast, Probability, Regression, Target, TopClass
 from multicam.cam.base import CAM, InputCAM
-from multicam.cam.catalogue import INPUT_METHODS, METHODS
+from multicam.cam.catalogue import INPUT_METHODS, METHODS, WRAPPERS
 from multicam.cli.help import GRIDS, TARGETS
 from multicam.errors import MulticamError, unknown
 from multicam.metrics.measures import METRICS
@@ -24,6 +24,7 @@ T = TypeVar("T")
 OPTIONS = ("samples", "std", "seed", "steps", "baseline", "patch", "stride", "batch_size", "method")
 KINDS: tuple[type[CAM] | type[InputCAM], ...] = (*METHODS, *INPUT_METHODS)
 CAMS = {kind.__name__.lower(): kind for kind in KINDS}
+REFINEMENTS = {kind.__name__.lower(): kind.__name__ for kind in WRAPPERS}
 FUNCTIONS = {function.__name__.replace("_", ""): function for function in ATTRIBUTIONS}
 FIELDS = ("scores", "target")  # what the file of maps calls the rest of its contents
 
@@ -204,6 +205,11 @@ def read_options(function: Callable[..., Attributions], options: Iterable[tuple[
 
 def _named(kind: str, text: str, known: Mapping[str, T]) -> T:
     plain = re.sub(r"[-_ ]", "", text.lower())
+    if plain in REFINEMENTS:
+        name = REFINEMENTS[plain]
+        raise MulticamError(
+            f"{name} refines another method's maps, which only Python can say: {name}(GradCAM(model, layers))"
+        )
     if plain not in known:
         raise unknown(kind, plain, known)
     return known[plain]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from multicam.call.inputs import Inputs
 from multicam.call.scorer import TargetLike
 from multicam.cam.base import CAM, InputCAM
+from multicam.cam.together import refuse_unmade
 from multicam.errors import MulticamError
 from multicam.maps import Maps
 from multicam.saliency.attributions import Attributions
@@ -26,7 +27,7 @@ def explainer(method: type[CAM] | type[InputCAM], *arguments: Any, signed: bool 
         options: What else it takes, by name.
 
     Raises:
-        MulticamError: If it is no such class.
+        MulticamError: If it is no such class, or is not made of a model and these arguments.
 
     Example:
         >>> import torch
@@ -40,6 +41,7 @@ def explainer(method: type[CAM] | type[InputCAM], *arguments: Any, signed: bool 
         raise MulticamError(
             f"explainer is for classes such as GradCAM; {method!r} can be used as it is, or in a lambda"
         )
+    refuse_unmade(method, CAM | InputCAM, *arguments, **options)
 
     def explain(model: nn.Module, inputs: Any, target: TargetLike) -> Tensor | Maps:
         return method(model, *arguments, **options)(inputs, target, signed=signed)

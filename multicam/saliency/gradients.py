@@ -10,6 +10,7 @@ from multicam.call.inputs import Inputs, as_names, frames_second, wide
 from multicam.call.scorer import OutputLike, TargetLike
 from multicam.cam.base import CAM, LayersLike
 from multicam.cam.laying import ONLY, input_of
+from multicam.cam.together import refuse_unmade
 from multicam.cam.weighted import GradCAM
 from multicam.errors import MulticamError, unknown
 from multicam.saliency.attributions import Attributions
@@ -172,8 +173,7 @@ def guided_gradcam(
         >>> guided_gradcam(model, torch.rand(2, 3, 8, 8), "0", target=3, method=HiResCAM)
         Attributions(input: (2, 3, 8, 8), comparable=False)
     """
-    if not (isinstance(method, type) and issubclass(method, CAM)):
-        raise MulticamError(f"method is a class such as GradCAM, not {method!r}")
+    refuse_unmade(method, CAM, layers, output=output)
     cam = method(model, layers, output=output)
     trace = cam.trace(inputs, target)
     names: dict[str, str] = {}

@@ -22,7 +22,6 @@ from multicam import (
     Site,
     Trace,
     XGradCAM,
-    explain_methods,
 )
 from multicam.cam.catalogue import ONE_PASS
 from multicam.cam.weighted import OriginalCAM, ShapleyCAM
@@ -174,24 +173,6 @@ def test_a_batch_is_its_samples() -> None:
                 assert torch.allclose(
                     alone[name][0], together[name][b], rtol=1e-3, atol=1e-4 * together[name].abs().max()
                 )
-
-
-def test_many_methods_cost_one_forward_and_one_backward() -> None:
-    model, inputs = seeded(Fusion), fusion_inputs()
-    runs = []
-    model.head.register_forward_hook(lambda m, i, o: runs.append(1))
-    model.head.register_full_backward_hook(lambda m, i, o: runs.append(-1))
-    layers = {"rgb": "rgb", "attn": "attn"}
-    found = explain_methods(model, inputs, layers, ONE_PASS, 1, signed=True)
-    assert runs == [1, -1]
-    assert list(found) == [method.__name__ for method in ONE_PASS]
-    for method in ONE_PASS:
-        expected = method(model, layers)(inputs, 1, signed=True)
-        assert all(torch.equal(found[method.__name__][name], expected[name]) for name in layers)
-    assert torch.equal(
-        explain_methods(model, inputs, "rgb", [HiResCAM], 1, signed=True)["HiResCAM"],
-        HiResCAM(model, "rgb")(inputs, 1, signed=True),
-    )
 
 
 def test_a_method_without_gradients_runs_no_backward() -> None:

@@ -75,6 +75,9 @@ def test_methods_go_by_their_names(text):
 def test_a_method_that_is_none():
     with pytest.raises(MulticamError, match=r"no method 'gradcan'; did you mean 'gradcam'.*'eigencam'"):
         read_method("GradCAN")
+    for word in ("finer-cam", "SESS", "Eigen_Smoothed"):
+        with pytest.raises(MulticamError, match=r"refines another method's maps, .*\(GradCAM\(model, layers\)\)"):
+            read_method(word)
     with pytest.raises(MulticamError, match="no method 'cam'"):  # the abstract one
         read_method("CAM")
 
