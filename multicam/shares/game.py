@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from multicam.call.baselines import Baseline, baselines, references_of
-from multicam.call.inputs import Inputs
+from multicam.call.inputs import Inputs, as_names
 from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError, at_least_one, unknown
@@ -192,14 +192,17 @@ def _players(call: Inputs, players: Players | None, given: Mapping[str, Any]) ->
         players = [*call.images, *(name for name in given if name not in call.images)]
     if isinstance(players, str) or not isinstance(players, Sequence | Mapping):
         raise MulticamError(f"players are names of inputs, or groups of such, in a list or a dict, not {players!r}")
-    groups = players if isinstance(players, Mapping) else {_called(one): one for one in players}
-    found = {label: [call.name(n) for n in ([one] if isinstance(one, str) else one)] for label, one in groups.items()}
+    found: dict[str, list[str]] = {}
+    for label, group in players.items() if isinstance(players, Mapping) else ((_called(one), one) for one in players):
+        if str(label) in found:
+            raise MulticamError(f"two players are called {str(label)!r}: name an input once, and groups in a dict")
+        found[str(label)] = [call.name(name) for name in as_names(group) or ()]
     several = [name for names in found.values() for name in names]
     for name in several:
         if name not in call.batched:
             raise unknown("input with a value for each sample", name, call.batched)
         if several.count(name) > 1:
-            raise MulticamError(f"input {name!r} belongs to two players")
+            raise MulticamError(f"input {name!r} belongs to one player, once, but players={players!r}")
         leaf = call.leaves[name]
         if not (leaf.is_floating_point() or leaf.is_complex() or name in call.images or name in given):
             raise MulticamError(
@@ -233,4 +236,4 @@ def _gone(players: Mapping[str, Sequence[str]], given: Mapping[str, Any]) -> lis
 
 
 def _called(one: str | Sequence[str]) -> str:
-    return one if isinstance(one, str) else "+".join(one)
+    return "+".join(as_names(one) or ())

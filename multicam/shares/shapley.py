@@ -202,11 +202,11 @@ def solved(game: Scored, permutations: int, budget: int | None, seed: int) -> Co
             return _regressed(game, names, used, at_least_one("budget", budget), seed)
         return _sampled(game, names, used, at_least_one("permutations", permutations), seed)
     coalitions = torch.zeros(2 ** len(used), k, dtype=torch.bool)
-    coalitions[:, used] = torch.tensor(list(product([False, True], repeat=len(used)))).view(-1, len(used))
-    values = game(coalitions).double().view(-1, *[2] * len(used))
+    coalitions[:, used] = torch.tensor(list(product([False, True], repeat=len(used))), dtype=torch.bool)
+    values = game(coalitions).double().view(game.batch, *[2] * len(used))
     shapley, single, without = (torch.zeros(game.batch, k, dtype=torch.float64) for _ in range(3))
     interactions = torch.zeros(game.batch, k, k, dtype=torch.float64)
-    nothing, scores = values.flatten(1)[:, 0], values.flatten(1)[:, -1]
+    nothing, scores = values.view(game.batch, -1)[:, [0, -1]].unbind(1)
     for a, i in enumerate(used):
         gains = values.select(a + 1, 1) - values.select(a + 1, 0)
         flat = gains.reshape(game.batch, -1)

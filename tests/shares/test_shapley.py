@@ -1,5 +1,6 @@
 """Shapley shares against closed forms, captum and the axioms; and that encoders run once for each version of their input."""
 
+import re
 import sys
 from collections import Counter
 from itertools import combinations, product
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from multicam import Inputs, MulticamError
 from multicam.call.targets import Probability, SegmentationScore
 from multicam.shares.game import Game
+from multicam.shares.regions import region_contribution
 from multicam.shares.shapley import EXACT, Contribution, contribution
 from multicam.watch.mixing import Mixing
 from tests.helpers.models import Captioned, Fusion, Siamese, fusion_inputs, seeded
@@ -320,7 +322,7 @@ def test_a_fusion_that_looks_at_the_batch_is_run_in_full_with_a_warning() -> Non
     [
         ({"players": "rgb"}, "players are names of inputs"),
         ({"players": ["rgb", "dept"]}, "no input 'dept'; did you mean 'depth'"),
-        ({"players": ["rgb", ["rgb", "depth"]]}, "input 'rgb' belongs to two players"),
+        ({"players": ["rgb", ["rgb", "depth"]]}, "input 'rgb' belongs to one player, once"),
         ({"players": []}, "there is no input to be a player"),
         ({"baseline": 0.5, "references": {}}, "a baseline, or references"),
         ({"players": [["rgb", "depth"]], "baseline": {"rgb": None}}, "become None together"),
@@ -547,3 +549,45 @@ def test_double_precision() -> None:
     inputs = {name: x.double() for name, x in images().items()}
     found, single = contribution(Product(), inputs, 0), contribution(Product(), images(), 0)
     torch.testing.assert_close(found.shapley, single.shapley)
+
+
+class Ignoring(nn.Module):
+    """Reads the photo and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)
+
+    def forward(self, rgb: Tensor, depth: Tensor | None, table: Tensor | None) -> Tensor:
+        return self.conv(rgb).mean((2, 3))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("players", [["depth"], ["depth", "table"], [["depth", "table"]], {"sensor": "depth"}], ids=str)
+@pytest.mark.parametrize("how", ["zeros", "mean", "None", "references"])
+def test_players_that_the_score_ignores_have_shares_of_zero(batch: int, players: Any, how: str) -> None:
+    model = seeded(Ignoring)
+    g = torch.Generator().manual_seed(0)
+    inputs = {
+        "rgb": torch.rand(batch, 3, 8, 8, generator=g),
+        "depth": torch.rand(batch, 1, 8, 8, generator=g),
+        "table": torch.rand(batch, 4, generator=g),
+    }
+    named = {"depth", "table"} & {*re.findall(r"\w+", str(players))}
+    options: dict[str, Any] = {
+        "zeros": {},
+        "mean": {"baseline": {"depth": "mean"}},
+        "None": {"baseline": dict.fromkeys(named)},
+        "references": {"references": {name: torch.cat([x, x]) for name, x in inputs.items()}},
+    }[how]
+    found = contribution(model, inputs, 2, players=players, **options)
+    scores = model(**inputs)[:, 2].detach()
+    torch.testing.assert_close(found.scores, scores)
+    torch.testing.assert_close(found.nothing, scores)
+    for zeros in (found.shapley, found.single, found.without, found.shares, found.interactions):
+        assert not zeros.any()
+    assert found.shapley.shape == (batch, len(players))
+    if how != "None":
+        regions = region_contribution(model, inputs, 2, regions=dict.fromkeys(named, 2), **options)
+        assert not regions.contribution.shapley.any()
+        assert regions.maps.keys() == named
