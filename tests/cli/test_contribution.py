@@ -57,7 +57,7 @@ def test_the_score_is_shared_among_regions(run, two, words, cuts):
     [
         ([*TWO, "--player", "dept"], "no input 'dept'; did you mean 'depth'?"),
         ([*TWO, "--player", "rgb", "--player", "rgb"], "there are two players called 'rgb'"),
-        ([*TWO, "--player", "rgb", "--player", "a=rgb,depth"], "input 'rgb' belongs to two players"),
+        ([*TWO, "--player", "rgb", "--player", "a=rgb,depth"], "input 'rgb' belongs to one player, once"),
         ([*TWO, "--regions", "rgb=2xa"], "regions are a number, or rows x columns as in 2x3, not '2xa'"),
         ([*TWO, "--regions", "rgb=2", "--regions", "rgb=3"], "there are two --regions of input 'rgb'"),
         ([*TWO, "--regions", "2", "--regions", "rgb=3"], "give --regions of all images, or of each by name, not both"),
