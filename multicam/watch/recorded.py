@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from multicam.call.inputs import own
 from multicam.call.tree import rebuild
 from multicam.watch.module_calls import Key, ModuleCall, Rows, every_call, rounding, tensors_of
 from multicam.watch.taint import Taint, has_memory
@@ -90,7 +89,7 @@ class Recording:
                 return
             self.colours[call.key] = colours
         del self._kept[entry.first :]  # what ran inside of it never runs again
-        call.output = rebuild(output, lambda _, x: own(x) if isinstance(x, Tensor) else x)
+        call.output = rebuild(output, lambda _, x: x.detach().clone() if isinstance(x, Tensor) else x)
         self._kept.append(call)
 
     def _touched(self, colours: int) -> None:

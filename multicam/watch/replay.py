@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from multicam.call.inputs import Inputs, own
+from multicam.call.inputs import Inputs
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError
 from multicam.watch.layers import Layer, Tap, Taps
@@ -186,7 +186,7 @@ class Replay:
             return rebuild(output, lambda path, x: self._written(x, values) if path == picked else x)
 
         def recorded(call: ModuleCall, path: str, x: Any) -> Any:
-            return hand_out(own(self._copies(call.rows[path][0], x, sample, n))) if isinstance(x, Tensor) else x
+            return hand_out(self._copies(call.rows[path][0], x, sample, n).clone()) if isinstance(x, Tensor) else x
 
         return skipping(self._calls, returned)
 

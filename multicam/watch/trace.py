@@ -105,7 +105,7 @@ class Trace:
         wrt: Sequence[str] = (),
     ) -> None:
         self.model = unwrapped(model)
-        self.inputs = Inputs.of(inputs).bind(self.model).own()  # the caller may write into them afterwards
+        self.inputs = Inputs.of(inputs).bind(self.model)
         self.wrt = tuple(map(self._differentiable, wrt))
         self._layers = dict(layers)
         self._replays: dict[str | tuple[str, ...], Replay] = {}
@@ -125,15 +125,17 @@ class Trace:
             records[i] = x.clone() if x.requires_grad else x.detach().clone().requires_grad_()
             return records[i].clone()
 
-        with undisturbed(self.model, graph=True):
+        with undisturbed(self.model, graph=True, call=self.inputs) as memory:
             with taps.observe(batch, record) as seen:
-                returned = self.inputs.own().map(with_gradient).run(self.model)
+                returned = memory.call.map(with_gradient).run(self.model)
             output_tensor = select_output(returned, output)
             self.scorer = Scorer(target, output).pinned(output_tensor)
             self._scores = self.scorer.of_picked(output_tensor, batch)
+            self.output = rebuild(output_tensor, lambda _, leaf: memory.apart(leaf))
+        # The caller may write into them afterwards. Only now, because in the pass copies would add to its memory.
+        self._lent, self.inputs = self.inputs, self.inputs.own()
         self._records = {name: records[i] for i, name in enumerate(layers)}
         self._taps = dict(zip(layers, seen, strict=True))
-        self.output = _detached(output_tensor)
         self.scores: Float[Tensor, " b"] = self._scores.detach()
         self.shared = {name for name, tap in self._taps.items() if tap.calls > 1}
         self.paths = {name: tap.label for name, tap in self._taps.items()}
@@ -229,10 +231,11 @@ class Trace:
             kept.append(x.detach().clone())
             return x
 
-        with undisturbed(self.model, graph=False):
+        changed = self.inputs.replace({input: _changed(self.inputs.leaves[input])})
+        with undisturbed(self.model, graph=False, call=changed) as memory:
             taps = Taps(self.model, [self._taps[name].layer])
             with taps.observe(self.inputs.batch, keep):
-                self.inputs.replace({input: _changed(self.inputs.leaves[input])}).own().run(self.model)
+                memory.call.run(self.model)
         return not torch.equal(kept[0], self._records[name])
 
     @cached_property
@@ -271,16 +274,18 @@ class Trace:
         wanted = [*self._records.values(), *self._leaves.values()]
         if not self._scores.requires_grad:
             return (None,) * len(wanted)
+        if not _equal(self._lent, self.inputs):
+            # The graph stands on the caller's tensors, which were written into meanwhile.
+            return self._anew()._backward
         # Undisturbed, because checkpointed parts of a model run once more during the backward pass.
-        with undisturbed(self.model, graph=True):
+        with undisturbed(self.model, graph=True, part="backward"):
             try:
                 found = torch.autograd.grad(self._scores.sum(), wanted, allow_unused=True)
             except (CheckpointError, RuntimeError) as error:
                 if "inplace operation" in str(error):
                     # The model overwrites what its gradient needs. Keeping that costs time, so it is done for those models only.
                     with allow_mutation_on_saved_tensors():
-                        again = Trace(self.model, self.inputs, self._layers, self.target, self.scorer.output, self.wrt)
-                        return again._backward
+                        return self._anew()._backward
                 if "checkpoint" not in str(error).lower():
                     raise
                 raise MulticamError(
@@ -290,13 +295,16 @@ class Trace:
         self._scores = self.scores  # the graph is used up
         return found
 
+    def _anew(self) -> "Trace":
+        return Trace(self.model, self.inputs, self._layers, self.target, self.scorer.output, self.wrt)
+
     def curvature(self, name: str) -> Float[Tensor, "b c *grid"]:
         """What `Site.curvature` is, for the site of that name."""
         # The fused kernels of attention have no second derivative.
         with sdpa_kernel(SDPBackend.MATH):
             again = self.again(self.inputs)
         record = again._records[name]
-        with undisturbed(self.model, graph=True):
+        with undisturbed(self.model, graph=True, part="backward"):
             if not again._scores.requires_grad:
                 self._explain_missing(name)
             (gradient,) = torch.autograd.grad(again._scores.sum(), record, create_graph=True, allow_unused=True)
@@ -321,10 +329,9 @@ class Trace:
 
     def _refuse_detached(self, name: str) -> None:
         """Refuse a gradient of zero for an input on which the scores depend in another way."""
-        values = {name: _changed(self.inputs.leaves[name])}
-        with undisturbed(self.model, graph=False):
-            returned = self.inputs.replace(values).own().run(self.model)
-            changed = self.scorer.of(returned, self.inputs.batch)
+        call = self.inputs.replace({name: _changed(self.inputs.leaves[name])})
+        with undisturbed(self.model, graph=False, call=call) as memory:
+            changed = self.scorer.of(memory.call.run(self.model), self.inputs.batch)
         if not torch.equal(changed, self.scores):
             raise MulticamError(
                 f"the target depends on input {name!r}, but not by a gradient: something behind it is detached (.detach(), "
@@ -347,9 +354,9 @@ class Trace:
                 "take a layer outside of it, or a method that needs no gradients such as EigenCAM"
             )
         again = Taps(self.model, [tap.layer])
-        with undisturbed(self.model, graph=False):
+        with undisturbed(self.model, graph=False, call=self.inputs) as memory:
             with again.observe(self.inputs.batch, lambda i, t, x: x.std() + 1 - x):
-                returned = self.inputs.own().run(self.model)
+                returned = memory.call.run(self.model)
             changed = self.scorer.of(returned, self.inputs.batch)
         if torch.equal(changed, self.scores):
             raise MulticamError(
@@ -376,5 +383,9 @@ def _turned(output: Any, batch: int) -> Any:
     )
 
 
-def _detached(output: Any) -> Any:
-    return rebuild(output, lambda _, leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf)
+def _equal(first: Inputs, second: Inputs) -> bool:
+    """Whether all tensors of a call have the same values as in another."""
+    others = second.leaves
+    return all(
+        torch.equal(leaf.detach(), others[name]) for name, leaf in first.leaves.items() if isinstance(leaf, Tensor)
+    )

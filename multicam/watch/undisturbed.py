@@ -3,17 +3,22 @@
 import random
 import sys
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack, _pop_torch_function_stack
 from torch.nn.parameter import UninitializedParameter
+from torch.utils._python_dispatch import _pop_mode
 
-from multicam.call.inputs import own
+from multicam.call.inputs import Inputs
 from multicam.errors import MulticamError, unknown
+from multicam.watch.attributes import Attributes
+from multicam.watch.memory import Memory
 
 LOCK = threading.RLock()  # the flags of a model are one for all threads
 
@@ -46,64 +51,124 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
 
 
 @contextmanager
-def undisturbed(model: nn.Module, graph: bool | None) -> Iterator[None]:
+def undisturbed(
+    model: nn.Module, graph: bool | None, call: Inputs | None = None, *, part: Hashable = None
+) -> Iterator[Memory]:
     """The quiet pass: whatever runs a model runs it in here, and afterwards everything is as it was.
 
     The model is in evaluation mode, its parameters get no gradients, nothing is compiled, every module is called (no fast
-    path), and no other thread runs a model in here meanwhile. Restored are training flags, `requires_grad`, buffers, and the random
-    state of torch, NumPy and Python, also where the block raises.
+    path), and no other thread runs a model in here meanwhile. Restored are the attributes of modules (training flags, hooks, what a forward
+    leaves there) and containers among them, `requires_grad`, the values and memory of parameters, buffers and other tensors, and the random
+    state of torch, NumPy and Python, also where the block raises. What a forward keeps in other places is not known here.
 
     Args:
         model: Any module.
         graph: Whether the pass records a graph for gradients, whatever the caller's modes are, inference mode included. None: a
             pass of the caller's own (a proxy), whose modes and fast paths are kept.
+        call: What the model will be called with, which the memory lends to it.
+        part: What tells a pass that runs a part of the model, or runs it otherwise, from a plain one with such a call.
+
+    Yields:
+        The memory that is put back; its `call` is what the model may be given.
 
     Raises:
         MulticamError: If the model has parameters without values, or made under `torch.inference_mode()`.
     """
-    # Every pass comes through here, so the tree of modules is walked once, and only what must change is touched.
     modules = list(model.modules())
-    parameters = [p for module in modules for p in module._parameters.values() if p is not None]
-    for parameter in parameters:
+    parameters = {id(p): p for module in modules for p in module._parameters.values() if p is not None}
+    for parameter in parameters.values():
         if isinstance(parameter, UninitializedParameter) or parameter.is_inference():
             _refuse_parameter(model, parameter)
-    devices = {p.device.index for p in parameters if p.device.type == "cuda"}
-    with ExitStack() as stack:
-        stack.enter_context(alone())
-        if graph is not None:
-            stack.enter_context(module_by_module())
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.set_grad_enabled(graph))
-        stack.enter_context(torch.random.fork_rng(sorted(devices)))
-        stack.callback(random.setstate, random.getstate())
-        stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002 (what models and tools still draw from)
-        stack.callback(_set_training, [(module, module.training) for module in modules])
-        _set_training((module, False) for module in modules)
+    with alone():
+        before = _Before()
+        try:
+            # Twice the same, for an interrupt that comes while things are put back.
+            with before:
+                memory = before.set_up(model, modules, list(parameters.values()), graph, call, part)
+                with nullcontext() if graph is None else torch.inference_mode(False), memory:
+                    if graph is not None:
+                        torch.set_grad_enabled(graph)
+                    yield memory
+        finally:
+            before.restore()
+
+
+class _Before:
+    """How everything was before a pass, and the way back; each step of it may be taken twice."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], object]] = []
+
+    def __enter__(self) -> None:
+        grad, fast = torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled()
+        self._undo.append(partial(torch.set_grad_enabled, grad))
+        self._undo.append(partial(torch.backends.mha.set_fastpath_enabled, fast))
+
+    def __exit__(self, *error: object) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Take the way back from where it was interrupted."""
+        while self._undo:
+            self._undo[-1]()
+            self._undo.pop()
+
+    def set_up(
+        self,
+        model: nn.Module,
+        modules: list[nn.Module],
+        parameters: list[nn.Parameter],
+        graph: bool | None,
+        call: Inputs | None,
+        part: Hashable,
+    ) -> Memory:
+        """Note everything, and put the model into the state of a quiet pass."""
+        for device in {p.device for p in parameters if p.device.type == "cuda"}:
+            self._undo.append(partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device))
+        self._undo.append(partial(torch.set_rng_state, torch.get_rng_state()))
+        self._undo.append(partial(random.setstate, random.getstate()))
+        self._undo.append(partial(np.random.set_state, np.random.get_state()))  # noqa: NPY002 (what models and tools still draw from)
+        attributes = Attributes(modules)
+        memory = Memory(model, (graph, part), call)
+        memory.protect((f"parameter {i}", p) for i, p in enumerate(parameters))
+        memory.protect(attributes.tensors.items())
+        self._undo.append(memory.restore)
+        self._undo.append(attributes.restore)
+        trainable = [p for p in parameters if p.requires_grad]
+        self._undo.append(partial(_require_gradients, trainable, True))
+        _require_gradients(trainable, False)
         for module in modules:
-            for name, buffer in module._buffers.items():
-                if buffer is not None and not buffer.is_inference():
-                    stack.callback(_restore, module, name, buffer, buffer._version, own(buffer))
-        for parameter in parameters:
-            if parameter.requires_grad:
-                stack.callback(parameter.requires_grad_, True)
-                parameter.requires_grad_(False)
-        yield
+            if module.training:
+                module.training = False
+        if graph is not None:
+            torch.backends.mha.set_fastpath_enabled(False)  # it calls none of the layers of `nn.TransformerEncoder`
+        self._undo.append(partial(_pop_modes, _len_torch_dispatch_stack(), _len_torch_function_stack()))
+        return memory
 
 
 @contextmanager
 def alone() -> Iterator[None]:
     """With no other thread in such a block, and with compiled code run eagerly."""
-    with LOCK, ExitStack() as stack:
+    with LOCK:
         # Importing the compiler takes seconds. Nothing is compiled before somebody did, but flex attention, which compiles itself.
         if {"torch._dynamo", "torch.nn.attention.flex_attention"} & sys.modules.keys():
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        else:
+            yield
 
 
-def _set_training(flags: Iterable[tuple[nn.Module, bool]]) -> None:
-    for module, training in flags:
-        if module.training != training:
-            module.training = training
+def _require_gradients(parameters: Iterable[nn.Parameter], required: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(required)
+
+
+def _pop_modes(dispatch: int, function: int) -> None:
+    """Take away modes that an interrupt left behind."""
+    while _len_torch_dispatch_stack() > dispatch:
+        _pop_mode()
+    while _len_torch_function_stack() > function:
+        _pop_torch_function_stack()
 
 
 def _refuse_parameter(model: nn.Module, parameter: nn.Parameter) -> NoReturn:
@@ -113,13 +178,6 @@ def _refuse_parameter(model: nn.Module, parameter: nn.Parameter) -> NoReturn:
     raise MulticamError(
         f"parameter {name} was made under torch.inference_mode(), which rules out gradients; make the model outside"
     )
-
-
-def _restore(module: nn.Module, name: str, buffer: Tensor, version: int, before: Tensor) -> None:
-    module._buffers[name] = buffer
-    if buffer._version != version:
-        with torch.no_grad():
-            buffer.copy_(before)
 
 
 @contextmanager
