@@ -5,6 +5,20 @@ from difflib import get_close_matches
 from numbers import Real
 from operator import index
 
+# How PyTorch's allocators, CUDA's libraries, C++ and OpenCV say it, whose exceptions are of no kind of their own.
+NO_MEMORY = (
+    "out of memory",
+    "cannot allocate memory",
+    "can't allocate memory",
+    "failed to allocate",
+    "unable to allocate",
+    "not enough memory",
+    "insufficient memory",
+    "status_alloc_failed",
+    "bad_alloc",
+    "bad allocation",
+)
+
 
 class MulticamError(ValueError):
     """What was given, what exists, and what to do about it."""
@@ -52,3 +66,17 @@ def at_least_one(name: str, value: int) -> int:
     if not hasattr(value, "__index__") or isinstance(value, bool) or value < 1:
         raise MulticamError(f"{name} must be a whole number of at least 1, not {value!r}")
     return index(value)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, there or in what led to the error.
+
+    That is nobody's to catch: another name for it would blame the model or its inputs, and another way may need even more.
+    """
+    # By its name, because this file needs no PyTorch; the CPU's allocator raises a plain RuntimeError.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    said = str(error).lower()
+    if kinds & {"MemoryError", "OutOfMemoryError"} or any(words in said for words in NO_MEMORY):
+        return True
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return cause is not None and out_of_memory(cause)
