@@ -11,7 +11,7 @@ from multicam.call.inputs import as_names
 from multicam.call.scorer import OutputLike
 from multicam.cam.base import L
 from multicam.cam.laying import input_of, spatial_size
-from multicam.cam.weighted import WeightedCAM, per_channel
+from multicam.cam.weighted import ChannelCAM, per_channel
 from multicam.chance import normal
 from multicam.errors import MulticamError, at_least_one, number
 from multicam.maps import resized
@@ -20,7 +20,7 @@ from multicam.watch.reshape import Tokens
 from multicam.watch.trace import Site
 
 
-class AblationCAM(WeightedCAM[L]):
+class AblationCAM(ChannelCAM[L]):
     """Ablation-CAM: channels weighted by how much the score drops without them.
 
     `saliency = sum_c (y - y_c) A_c`, where `y_c` is the score with channel c set to zero. Desai and Ramaswamy 2020,
@@ -46,8 +46,8 @@ class AblationCAM(WeightedCAM[L]):
         super().__init__(model, layers, output=output)
         self.batch_size = at_least_one("batch_size", batch_size)
 
-    def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
-        """`(y - y_c) A_c`."""
+    def weights(self, site: Site) -> Float[Tensor, "b c"]:
+        """`y - y_c`."""
         channels = torch.arange(site.acts.shape[1], device=site.acts.device)
 
         def without(sample: int, part: slice) -> Tensor:
@@ -56,10 +56,10 @@ class AblationCAM(WeightedCAM[L]):
             return site.rescore(per_channel(keep.to(acts), acts), sample)
 
         scores = _in_parts(self, without, site.acts, self.batch_size)
-        return per_channel(site.scores[:, None] - scores, site.acts)
+        return site.scores[:, None] - scores
 
 
-class MaskingCAM(WeightedCAM[L]):
+class MaskingCAM(ChannelCAM[L]):
     """A method whose channels are weighted by the score that is left when their activations mask an input.
 
     Each channel, enlarged to the input's size and scaled to 0 … 1, is a mask. The weights are a softmax over the
@@ -96,8 +96,8 @@ class MaskingCAM(WeightedCAM[L]):
         The scores of the variants are averaged.
         """
 
-    def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
-        """`softmax_c(mean over variants of the score of the masked input) A_c`."""
+    def weights(self, site: Site) -> Float[Tensor, "b c"]:
+        """`softmax_c(mean over variants of the score of the masked input)`."""
         inputs = site.trace.inputs
         names = self._names(site)
         variants = self.variants()
@@ -116,7 +116,7 @@ class MaskingCAM(WeightedCAM[L]):
             return torch.stack(scores).mean(0)
 
         scores = _in_parts(self, masked, site.acts, self.batch_size)
-        return per_channel(scores.softmax(1).to(site.acts), site.acts)
+        return scores.softmax(1).to(site.acts)
 
     def _names(self, site: Site) -> list[str]:
         inputs = site.trace.inputs
@@ -222,7 +222,7 @@ class ISCAM(MaskingCAM[L]):
 
 
 def _in_parts(
-    cam: WeightedCAM, scores: Callable[[int, slice], Tensor], acts: Float[Tensor, "b c *grid"], size: int
+    cam: ChannelCAM, scores: Callable[[int, slice], Tensor], acts: Float[Tensor, "b c *grid"], size: int
 ) -> Float[Tensor, "b c"]:
     """The scores of all samples and channels, computed for `size` channels of one sample at a time."""
     batch, channels = acts.shape[:2]

@@ -32,12 +32,24 @@ class WeightedCAM(CAM[L]):
         return reduce(self.weighted(site), "b c ... -> b ...", "sum")
 
 
+class ChannelCAM(WeightedCAM[L]):
+    """A method that gives each channel one weight for its whole grid."""
+
+    @abstractmethod
+    def weights(self, site: Site) -> Float[Tensor, "b c"]:
+        """The weight of each channel."""
+
+    def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
+        """Each channel times its weight."""
+        return per_channel(self.weights(site), site.acts)
+
+
 def per_channel(weights: Float[Tensor, "b c"], x: Float[Tensor, "b c *grid"]) -> Float[Tensor, "b c *grid"]:
     """Each channel of `x` times its weight."""
     return einsum(weights, x, "b c, b c ... -> b c ...")
 
 
-class GradCAM(WeightedCAM[L]):
+class GradCAM(ChannelCAM[L]):
     """Grad-CAM: channels weighted by their spatially averaged gradient.
 
     `saliency = sum_c mean_ij(G_c) A_c`. Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2.
@@ -49,9 +61,9 @@ class GradCAM(WeightedCAM[L]):
         torch.Size([2, 16, 16])
     """
 
-    def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
-        """`mean_ij(G_c) A_c`."""
-        return per_channel(reduce(site.grads, "b c ... -> b c", "mean"), site.acts)
+    def weights(self, site: Site) -> Float[Tensor, "b c"]:
+        """`mean_ij(G_c)`."""
+        return reduce(site.grads, "b c ... -> b c", "mean")
 
 
 class HiResCAM(WeightedCAM[L]):
@@ -77,7 +89,7 @@ class GradCAMElementWise(WeightedCAM[L]):
         return (site.grads * site.acts).relu()
 
 
-class GradCAMPlusPlus(WeightedCAM[L]):
+class GradCAMPlusPlus(ChannelCAM[L]):
     """Grad-CAM++: channels weighted by their positive gradients, each cell's by its share in the score's growth.
 
     `alpha = G^2 / (2 G^2 + sum_ij(A) G^3)`, `saliency = sum_c sum_ij(alpha_c relu(G_c)) A_c`. Chattopadhyay et al. 2018,
@@ -88,28 +100,28 @@ class GradCAMPlusPlus(WeightedCAM[L]):
 
     comparable = False
 
-    def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
-        """`sum_ij(alpha_c relu(G_c)) A_c`."""
+    def weights(self, site: Site) -> Float[Tensor, "b c"]:
+        """`sum_ij(alpha_c relu(G_c))`."""
         G, A = site.grads, site.acts
         total = rearrange(A.flatten(2).sum(2), f"b c -> b c {'1 ' * (A.ndim - 2)}")
         # G^2 cancels from eq. 19; dividing it out keeps tiny gradients from underflowing to 0 / 0.
         denominator = 2 + total * G
         alpha = torch.where((denominator != 0) & (G != 0), 1 / denominator, 0)
-        return per_channel(reduce(alpha * G.relu(), "b c ... -> b c", "sum"), A)
+        return reduce(alpha * G.relu(), "b c ... -> b c", "sum")
 
 
-class XGradCAM(WeightedCAM[L]):
+class XGradCAM(ChannelCAM[L]):
     """XGrad-CAM: channels weighted by their gradients, each cell's by its share of the channel's activation.
 
     `w_c = sum_ij(G_c A_c) / sum_ij(A_c)`, `saliency = sum_c w_c A_c`. Fu et al. 2020, arXiv:2008.02312, eq. 8. A channel
     whose activations sum to zero weighs nothing.
     """
 
-    def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
-        """`(sum_ij(G_c A_c) / sum_ij(A_c)) A_c`."""
+    def weights(self, site: Site) -> Float[Tensor, "b c"]:
+        """`sum_ij(G_c A_c) / sum_ij(A_c)`."""
         total = reduce(site.acts, "b c ... -> b c", "sum")
         weights = reduce(site.grads * site.acts, "b c ... -> b c", "sum") / total
-        return per_channel(torch.where(total != 0, weights, 0), site.acts)
+        return torch.where(total != 0, weights, 0)
 
 
 class LayerCAM(WeightedCAM[L]):
@@ -123,7 +135,7 @@ class LayerCAM(WeightedCAM[L]):
         return site.grads.relu() * site.acts
 
 
-class ShapleyCAM(WeightedCAM[L]):
+class ShapleyCAM(ChannelCAM[L]):
     """Shapley-CAM: Grad-CAM with the curvature of the score, which shares out what channels and cells do together.
 
     `saliency = sum_c mean_ij(G_c - (H A)_c / 2) A_c` with the Hessian `H` of the score by the activations. Cai 2025,
@@ -140,12 +152,12 @@ class ShapleyCAM(WeightedCAM[L]):
 
     one_pass = False
 
-    def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
-        """`mean_ij(G_c - (H A)_c / 2) A_c`."""
-        return per_channel(reduce(site.grads - site.curvature / 2, "b c ... -> b c", "mean"), site.acts)
+    def weights(self, site: Site) -> Float[Tensor, "b c"]:
+        """`mean_ij(G_c - (H A)_c / 2)`."""
+        return reduce(site.grads - site.curvature / 2, "b c ... -> b c", "mean")
 
 
-class OriginalCAM(WeightedCAM[L]):
+class OriginalCAM(ChannelCAM[L]):
     """CAM: channels weighted by what they weigh in the linear head behind a global average pooling.
 
     `saliency = sum_c w_c A_c / n` with the class's row `w` of the head and `n` cells. Zhou et al. 2016, arXiv:1512.04150,
@@ -168,9 +180,9 @@ class OriginalCAM(WeightedCAM[L]):
 
     one_pass = False
 
-    def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
-        """`w_c A_c / n`."""
-        return per_channel(head_weights(site) / site.acts[0, 0].numel(), site.acts)
+    def weights(self, site: Site) -> Float[Tensor, "b c"]:
+        """`w_c / n`."""
+        return head_weights(site) / site.acts[0, 0].numel()
 
 
 def head_weights(site: Site) -> Float[Tensor, "b c"]:
@@ -208,7 +220,7 @@ def head_weights(site: Site) -> Float[Tensor, "b c"]:
     )
 
 
-class FEM(WeightedCAM[L]):
+class FEM(ChannelCAM[L]):
     """FEM, the Feature Explanation Method: channels weighted by the share of cells in which they stand out.
 
     `saliency = sum_c w_c A_c` with `w_c` the share of cells where `A_c > mean_ij(A_c) + k std_ij(A_c)`; pytorch-grad-cam's
@@ -231,14 +243,14 @@ class FEM(WeightedCAM[L]):
         super().__init__(model, layers, output=output)
         self.k = number("k", k)
 
-    def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
-        """`mean_ij(A_c > mean_ij(A_c) + k std_ij(A_c)) A_c`."""
+    def weights(self, site: Site) -> Float[Tensor, "b c"]:
+        """`mean_ij(A_c > mean_ij(A_c) + k std_ij(A_c))`."""
         cells = rearrange(site.acts, "b c ... -> b c (...)")
         threshold = cells.mean(2, keepdim=True) + self.k * cells.std(2, correction=0, keepdim=True)
-        return per_channel((cells > threshold).to(cells).mean(2), site.acts)
+        return (cells > threshold).to(cells).mean(2)
 
 
-class RandomCAM(WeightedCAM[L]):
+class RandomCAM(ChannelCAM[L]):
     """Random-CAM: channels weighted at random, the baseline that a method has to beat.
 
     `saliency = sum_c w_c A_c` with `w_c` uniform in (-1, 1). The weights depend on the seed and the number of channels
@@ -260,15 +272,15 @@ class RandomCAM(WeightedCAM[L]):
         super().__init__(model, layers, output=output)
         self.seed = seed
 
-    def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
-        """`w_c A_c`."""
+    def weights(self, site: Site) -> Float[Tensor, "b c"]:
+        """`w_c`."""
         batch, channels = site.acts.shape[:2]
         generator = torch.Generator().manual_seed(self.seed)
         weights = 2 * torch.rand(channels, generator=generator, device="cpu") - 1
-        return per_channel(weights.to(site.acts).expand(batch, channels), site.acts)
+        return weights.to(site.acts).expand(batch, channels)
 
 
-class SmoothGradCAMPlusPlus(WeightedCAM[L]):
+class SmoothGradCAMPlusPlus(ChannelCAM[L]):
     """Smooth Grad-CAM++: Grad-CAM++ with each power of the gradient averaged over noisy inputs.
 
     `alpha = D2 / (2 D2 + sum_ij(A) D3)`, `saliency = sum_c sum_ij(alpha_c relu(D1_c)) A_c`, where `Dp` is the mean of
@@ -300,15 +312,15 @@ class SmoothGradCAMPlusPlus(WeightedCAM[L]):
         self.samples, self.std, self.seed = at_least_one("samples", samples), number("std", std), seed
         self._moments: WeakKeyDictionary[Trace, dict[str, list[Tensor]]] = WeakKeyDictionary()
 
-    def weighted(self, site: Site) -> Float[Tensor, "b c *grid"]:
-        """`sum_ij(alpha_c relu(D1_c)) A_c`."""
+    def weights(self, site: Site) -> Float[Tensor, "b c"]:
+        """`sum_ij(alpha_c relu(D1_c))`."""
         if site.trace not in self._moments:  # the noisy passes serve all sites of a trace
             self._moments[site.trace] = self._mean_powers(site.trace)
         first, second, third = self._moments[site.trace][site.name]
         total = rearrange(site.acts.flatten(2).sum(2), f"b c -> b c {'1 ' * (site.acts.ndim - 2)}")
         denominator = 2 * second + total * third
         alpha = torch.where(denominator != 0, second / denominator, 0)
-        return per_channel(reduce(alpha * first.relu(), "b c ... -> b c", "sum"), site.acts)
+        return reduce(alpha * first.relu(), "b c ... -> b c", "sum")
 
     def _mean_powers(self, trace: Trace) -> dict[str, list[Tensor]]:
         images = [name for name, leaf in trace.inputs.images.items() if leaf.is_floating_point()]
