@@ -31,3 +31,13 @@ def aligned(rows: Iterable[Sequence[str]], adjust: Callable[[str, int], str] = s
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(adjust, row, widths)).rstrip() for row in rows)
+
+
+def percent(share: float) -> str:
+    """A share as tables print it, with its sign.
+
+    Example:
+        >>> percent(0.071), percent(-0.93), percent(-0.001)
+        ('7%', '-93%', '0%')
+    """
+    return f"{share:z.0%}"

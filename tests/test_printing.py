@@ -2,7 +2,7 @@
 
 import pytest
 
-from multicam.printing import aligned, progress
+from multicam.printing import aligned, percent, progress
 
 
 def test_every_column_is_as_wide_as_its_longest_cell() -> None:
@@ -40,3 +40,7 @@ def test_items_come_one_at_a_time() -> None:
         if item == 1:
             break
     assert taken == [0, 1]
+
+
+def test_a_share_is_told_with_its_sign() -> None:
+    assert list(map(percent, (0.0, -0.0, -0.004, 0.005, -0.93, 1.0))) == ["0%", "0%", "0%", "0%", "-93%", "100%"]

@@ -8,18 +8,20 @@ from multicam.cli.arguments import add_out, add_repeated, add_seed, add_target, 
 from multicam.cli.help import Command
 from multicam.cli.results import write
 from multicam.errors import MulticamError
-from multicam.printing import aligned
+from multicam.printing import aligned, percent
 
 # What imports torch is imported by the functions themselves, so that --help need not wait for it.
 if TYPE_CHECKING:
+    import multicam.shares.regions
     import multicam.shares.shapley
 
 SAMPLES = 16  # up to which each is printed
 
 DESCRIPTION = """\
 Say how much of the score is due to each input: its Shapley share, in units of the score. The
-shares add up to the score less that of the baselines. Shares, interactions and scores go to an
-.npz file beside the picture.
+shares add up to the score less that of the baselines. A percentage is what an input brings,
+divided by the sum of the absolute values of all, with its sign. Shares, interactions and scores
+go to an .npz file beside the picture.
 """
 EXAMPLE = """\
 {targets}
@@ -99,14 +101,15 @@ def _run(args: argparse.Namespace) -> None:
     with blame("running the model"):
         if cuts:
             regions = region_contribution(model, inputs, target, regions=cuts.get("", cuts), **options)
-            found = regions.contribution
+            found, table = regions.contribution, _of_regions(regions)
             raw |= {f"map of {name}": m.cpu().numpy() for name, m in regions.maps.items()}
+            raw |= {f"share of {name}": each.numpy() for name, each in zip(regions.maps, regions.shares.T, strict=True)}
             call = inputs.bind(unwrapped(model))
             picture = panel({name: call.leaves[name] for name in regions.maps}, regions.maps, title=title)
         else:
             found = contribution(model, inputs, target, players=players or None, **options)
-            picture = contribution_figure(found, title=title)
-    print(_table(found))
+            table, picture = _table(found), contribution_figure(found, title=title)
+    print(table)
     fields = ("shapley", "shares", "single", "without", "scores", "nothing", "interactions", "error")
     known = {name: getattr(found, name) for name in fields}
     raw |= {name: values.numpy() for name, values in known.items() if values is not None}
@@ -123,3 +126,15 @@ def _table(found: "multicam.shares.shapley.Contribution") -> str:
     for i, (score, nothing) in enumerate(zip(found.scores.tolist(), found.nothing.tolist(), strict=True)):
         lines.append([str(i), *(f"{x:.4g}" for x in (score, nothing, *found.shapley[i].tolist()))])
     return f"{found!r}\n{aligned(lines, str.rjust)}"
+
+
+def _of_regions(found: "multicam.shares.regions.RegionContribution") -> str:
+    """The table of the regions, and below it what all regions of an input bring together, as the picture's captions say."""
+    if len(found.shares) > SAMPLES:
+        rows = {"mean": found.shares.mean(0)}
+    else:
+        rows = {str(i): each for i, each in enumerate(found.shares)}
+    lines = [["sample", *found.labels], *([name, *map(percent, each.tolist())] for name, each in rows.items())]
+    return (
+        f"{_table(found.contribution)}\nshares of the inputs, all their regions together\n{aligned(lines, str.rjust)}"
+    )

@@ -17,7 +17,7 @@ from multicam.cli.arguments import (
 )
 from multicam.cli.help import Command
 from multicam.cli.results import row_names, write
-from multicam.printing import aligned
+from multicam.printing import aligned, percent
 
 # What imports torch is imported by the functions themselves, so that --help need not wait for it.
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _run(args: argparse.Namespace) -> None:
                 found = method(model, images, output=args.output)(call, trace.target, signed=args.signed)
                 assert isinstance(found, Maps)  # since the inputs are named
                 maps[method.__name__] = found
-    print(_summary(trace, maps, args.target))
+    print(_summary(trace, maps, args.target, args.signed))
 
     raw: dict[str, Any] = {
         name if len(maps) == 1 else f"{method}.{name}": values.float().cpu().numpy()
@@ -122,8 +122,12 @@ def _run(args: argparse.Namespace) -> None:
     write("picture", args.out, _picture(trace, maps, args).save)
 
 
-def _summary(trace: "multicam.watch.trace.Trace", maps: "Mapping[str, multicam.maps.Maps]", target: str) -> str:
-    """A table of each sample's score and of the share that each input has in the evidence for it."""
+def _summary(
+    trace: "multicam.watch.trace.Trace", maps: "Mapping[str, multicam.maps.Maps]", target: str, signed: bool
+) -> str:
+    """A table of each sample's score and of the share that each input has in the evidence for it, and what that is a share of."""
+    from multicam.maps import shares_of
+
     columns = {"sample": [str(i) for i in range(len(trace.scores))]}
     if target == "top":
         columns["class"] = [str(i) for i in trace.output.argmax(1).tolist()]
@@ -135,8 +139,11 @@ def _summary(trace: "multicam.watch.trace.Trace", maps: "Mapping[str, multicam.m
         elif len(named) > 1:
             prefix = f"{method} " if len(maps) > 1 else ""
             for name, shares in zip(named, named.shares().T.tolist(), strict=True):
-                columns[prefix + name] = [f"{share:.0%}" for share in shares]
+                columns[prefix + name] = [percent(share) for share in shares]
     table = [[name, *values] for name, values in columns.items()]
+    whole = shares_of({method: named for method, named in maps.items() if named.comparable and len(named) > 1})
+    if whole:
+        notes.append(whole if signed else f"{whole}; --signed keeps what speaks against the target, too")
     return "\n".join([aligned(zip(*table, strict=True), str.rjust), *notes])
 
 

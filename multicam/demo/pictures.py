@@ -17,6 +17,7 @@ from multicam.figures.page import Picture
 from multicam.figures.panels import panel
 from multicam.figures.tiles import Tile, figure
 from multicam.maps import Maps
+from multicam.printing import percent
 from multicam.watch.trace import Trace
 
 # One edit of each kind, each in a photo that served neither training nor tuning.
@@ -70,11 +71,14 @@ def every_logit(model: EditDetector, edited: Sample) -> Picture:
     maps = _evidence(model, inputs)
     with torch.no_grad():
         logits = model(**inputs)[0]
-    shares = maps.shares()
+    shares = maps.shares().tolist()
     region = [edited.regions.get(edit) for edit in CLASSES]
     photo = [Tile(inputs["rgb"][i], region=region[i]) for i in range(3)]
     on_inputs = [
-        [Tile(inputs[name][i], maps[name][i], f"{shares[i, j]:.0%} of its evidence", region[i]) for i in range(3)]
+        [
+            Tile(inputs[name][i], maps[name][i], f"{percent(shares[i][j])} of its positive evidence", region[i])
+            for i in range(3)
+        ]
         for j, name in enumerate(inputs)
     ]
     return figure(

@@ -11,7 +11,8 @@ from multicam.figures.colours import Colormap
 from multicam.figures.page import Picture
 from multicam.figures.plan import Scale
 from multicam.figures.tiles import Tile, figure, line_labels
-from multicam.maps import Maps
+from multicam.maps import Maps, shares_of
+from multicam.printing import percent
 
 
 def panel(
@@ -39,8 +40,8 @@ def panel(
             whose values are not comparable.
         spectral: The inputs whose axes are frequencies: no place in them is a place in the photo, so no map is laid
             over them.
-        captions: Name of a map to one text for each sample. None writes each map's share of the evidence, where maps
-            are comparable.
+        captions: Name of a map to one text for each sample. None writes each map's share of the evidence with its sign, see
+            `Maps.shares`, where maps are comparable; a line below says whether that is of the positive evidence only.
         regions: The true regions as masks `(b h w)` of any resolution, or one such tensor per name; drawn as contours
             (one tensor for all leaves out the spectral inputs).
         rows: A label for each sample.
@@ -59,8 +60,9 @@ def panel(
         Picture(8 tiles, ...)
     """
     maps = maps if isinstance(maps, Maps) else Maps(maps)
+    own = captions is None and maps.comparable and len(maps) > 1
     if captions is None:
-        captions = _shares(maps) if maps.comparable and len(maps) > 1 else {}
+        captions = _shares(maps) if own else {}
     scene = _Scene.of(inputs, {"map": maps}, spectral, regions, captions)
     names = list(dict.fromkeys([*inputs, *maps]))
 
@@ -78,6 +80,7 @@ def panel(
         scale=scale or ("shared" if maps.comparable else "each"),
         quantity=quantity,
         units="units of the score" if maps.comparable else "arbitrary units",
+        note=shares_of({"map": maps}, quantity) if own else "",
         colormap=colormap,
         width=width,
     )
@@ -98,8 +101,8 @@ def compare(
     """A printable figure with one column for each method, and one row for each input of each sample.
 
     The numbers of different methods do not compare, so each has a scale and a colour bar of its own. Where its `Maps`
-    are comparable, its inputs and samples share them, and the captions are each input's share of its evidence; where
-    they are not, every map is divided by its own maximum.
+    are comparable, its inputs and samples share them, and the captions are each input's share of its evidence, as in `panel`;
+    where they are not, every map is divided by its own maximum.
 
     Args:
         inputs: Name to images or clips, as for `panel`. One without a map is left out.
@@ -146,6 +149,7 @@ def compare(
         scale=scales[:1] * bool(inputs) + scales,
         units=("units of the score" if all(numbered) else "arbitrary units")
         + (", one scale for each method" if "column" in scales else ""),
+        note=shares_of({method: found[method] for method in shares}),
         colormap=colormap,
         width=width,
     )
@@ -213,4 +217,4 @@ class _Scene:
 
 def _shares(maps: Maps) -> dict[str, list[str]]:
     columns = zip(maps, maps.shares().T.tolist(), strict=True)
-    return {name: [f"{name} {100 * share:.0f}\N{NO-BREAK SPACE}%" for share in shares] for name, shares in columns}
+    return {name: [f"{name} {percent(share)[:-1]}\N{NO-BREAK SPACE}%" for share in each] for name, each in columns}

@@ -40,6 +40,7 @@ class Content:
         signed: Whether colours are of negative values, too.
         quantity: What the maps show.
         units: The units of their values.
+        note: A sentence about the captions, or none.
     """
 
     title: str
@@ -52,6 +53,7 @@ class Content:
     signed: bool
     quantity: str
     units: str
+    note: str = ""
 
     @property
     def groups(self) -> list[list[int]]:
@@ -139,6 +141,7 @@ class _Words(NamedTuple):
         captions: The captions of each row of each band.
         ticks: Three marks for each colour bar.
         legend: What the colours mean.
+        note: What the captions mean.
     """
 
     side: Texts
@@ -147,6 +150,7 @@ class _Words(NamedTuple):
     captions: list[list[Texts]]
     ticks: Texts
     legend: Texts
+    note: Texts
 
     @classmethod
     def of(cls, sheet: Sheet, content: Content, across: _Across, bars: Sequence[Bar], side: Texts) -> "_Words":
@@ -166,6 +170,7 @@ class _Words(NamedTuple):
             captions=[[notes.part(r * count + band[0], len(band)) for band in across.bands] for r in rows],
             ticks=sheet.fit([text for mark in marks for text in mark], rooms, _NOTE_PT),
             legend=sheet.fit([_legend(bars, content)], [room], _NOTE_PT),
+            note=sheet.fit([content.note], [room], _NOTE_PT),
         )
 
 
@@ -238,8 +243,8 @@ class Plan:
     @property
     def size(self) -> tuple[float, float]:
         """The width and the height of the page."""
-        down = self._down
-        return self._across.right + _EDGE, down.floor[-1] + down.foot[-1] + self._words.legend.height
+        down, words = self._down, self._words
+        return self._across.right + _EDGE, down.floor[-1] + down.foot[-1] + words.legend.height + words.note.height
 
     def place(self, row: int, column: int) -> tuple[float, float, float, float]:
         """A tile's `(x, y, width, height)`, in the middle of its column and its row."""
@@ -270,7 +275,9 @@ class Plan:
             for j, ha in enumerate(("left", "center", "right")):
                 at = bar.start + j * bar.length / 2
                 sheet.write(words.ticks.part(3 * i + j, 1), [at], self.below(bar) + BAR_HIGH + 0.04, ha=ha)
-        sheet.write(words.legend, [middle], down.floor[-1] + down.foot[-1])
+        low = down.floor[-1] + down.foot[-1]
+        sheet.write(words.note, [middle], low + words.legend.height)
+        sheet.write(words.legend, [middle], low)
 
 
 def _bands(

@@ -3,13 +3,14 @@
 import torch
 
 from multicam.figures.page import Picture, blank
+from multicam.printing import percent
 from multicam.shares.shapley import Contribution
 
 
 def contribution_figure(found: Contribution, *, title: str = "", width: float = 5.0) -> Picture:
-    """A row for each player: a dot for every sample's Shapley share, and the mean with its interval as a bar.
+    """A row for each player: a dot for every sample's Shapley share in units of the score, and the mean with its interval as a bar.
 
-    Of one sample, where shares are sampled, the line is the standard error.
+    Beside its name is its part of all, see `Contribution.shares`. Of one sample, where shares are sampled, the line is the standard error.
 
     Args:
         found: What `contribution` returned.
@@ -51,7 +52,7 @@ def contribution_figure(found: Contribution, *, title: str = "", width: float = 
             alpha=0.5,
             markeredgewidth=0,
         )
-    labels = [f"{name}  {share:.0%}" for name, share in zip(found.players, summary.share, strict=True)]
+    labels = [f"{name}  {percent(share)}" for name, share in zip(found.players, summary.share.tolist(), strict=True)]
     axes.set_yticks(list(rows), labels, size=8)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.6)

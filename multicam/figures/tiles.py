@@ -52,6 +52,7 @@ def figure(
     scale: Scale | Sequence[Scale] = "shared",
     quantity: str = "evidence",
     units: str = "units of the score",
+    note: str = "",
     colormap: Colormap | None = None,
     width: float = 7.0,
     tallest: float = 1.6,
@@ -70,6 +71,7 @@ def figure(
             these words for each column.
         quantity: What the maps show, for the colour bar.
         units: The units of the maps' values, for the colour bar.
+        note: A line below all, such as what the captions mean.
         colormap: See `colorize`; one for the whole figure, diverging when any map has a negative value.
         width: The widest the figure may be, in inches: 7 is a full page of most papers, where the text prints at 8 pt.
         tallest: The tallest a tile may be, in inches.
@@ -101,6 +103,7 @@ def figure(
         signed=colormap == "diverging",
         quantity=quantity,
         units=units,
+        note=note,
     )
     sheet = Sheet()
     plan = Plan.of(sheet, content, width, tallest)

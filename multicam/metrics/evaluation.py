@@ -68,9 +68,9 @@ def evaluate(
     - `"infidelity"` ↓, `"correlation"` ↑: `scaled` and `correlation` of `infidelity`, for which the scale of a method does not matter.
     - `"sensitivity"` ↓: how much the maps change under noise, see `sensitivity`.
     - `"randomization"` ↓: the mean agreement with the maps of randomised copies, see `parameter_randomization`.
-    - `"pointing"` ↑, `"energy"` ↑: whether the peak of all maps lies in a region, and the share of all evidence that does;
+    - `"pointing"` ↑, `"energy"` ↑: whether the peak of all maps lies in a region, and the share of the positive evidence that does;
       `"pointing within"` ↑, `"energy within"` ↑: the same in the map of the input that has the region, whatever the others say.
-    - `"names input"` ↑: whether the largest map is that of this input, see `names_input`.
+    - `"names input"` ↑: whether this input is the one with the most positive evidence, see `names_input`.
     - `"sparseness"` ↑, `"complexity"` ↓: how few places hold the evidence, those of all inputs together.
     - `"seconds"` ↓: the time of the explanation of each sample; that of a method's first batch includes what it does only once.
 

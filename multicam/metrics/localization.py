@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from multicam.errors import MulticamError
+from multicam.maps import shares
 
 
 def pointing_game(maps: Float[Tensor, "b h w"], regions: Bool[Tensor, "..."]) -> Bool[Tensor, " b"]:
@@ -95,10 +96,10 @@ def sparseness(maps: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
         >>> sparseness(torch.tensor([[[1.0, 1.0]], [[0.0, 1.0]]]))
         tensor([0.0000, 0.5000])
     """
-    shares = _shares(maps).sort(1).values
-    n = shares.shape[1]
+    rising = _shares(maps).sort(1).values
+    n = rising.shape[1]
     ranks = torch.arange(1, n + 1, device=maps.device)
-    return ((2 * ranks - n - 1) * shares).sum(1) / n
+    return ((2 * ranks - n - 1) * rising).sum(1) / n
 
 
 def complexity(maps: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
@@ -118,10 +119,8 @@ def complexity(maps: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
 
 
 def _shares(maps: Float[Tensor, "b *grid"]) -> Float[Tensor, "b n"]:
-    """The size of each place's value as a part of all sizes; zero in an empty map."""
-    sizes = maps.flatten(1).abs()
-    total = sizes.sum(1, keepdim=True)
-    return sizes / total.where(total > 0, 1)
+    """The size of each place's share, see `multicam.maps.shares`; zero in an empty map."""
+    return shares(maps.flatten(1)).abs()
 
 
 def agreement(maps: Float[Tensor, "b *grid"], others: Float[Tensor, "..."]) -> Float[Tensor, " b"]:

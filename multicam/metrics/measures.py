@@ -262,14 +262,14 @@ METRICS = {
             "energy",
             _over_inputs(lambda e: energy_inside(_evidence(e.maps), _beside(e.places))),
             "up",
-            "how much of the evidence of all maps lies in a region",
+            "how much of the positive evidence of all maps lies in a region",
         ),
         Metric("energy within", _within(energy_inside), "up", "the same in the map of the input that has the region"),
         Metric(
             "names input",
             _over_inputs(_named),
             "up",
-            "whether the largest map is that of the input that has the region",
+            "whether the input that has the region is the one with the most positive evidence",
         ),
         Metric(
             "sparseness",

@@ -14,7 +14,7 @@ from multicam.call.inputs import Inputs
 from multicam.call.scorer import OutputLike, TargetLike
 from multicam.errors import MulticamError, at_least_one, number, unknown
 from multicam.maps import Maps
-from multicam.printing import progress
+from multicam.printing import percent, progress
 from multicam.shares.game import Game, Scored
 from multicam.shares.shapley import Contribution, solved
 from multicam.watch.trace import Trace
@@ -60,6 +60,18 @@ class RegionContribution:
         """The shares of all regions of an input, by input."""
         return {name: self._of(name).sum(1) for name in self.labels}
 
+    @property
+    def shares(self) -> Float[Tensor, "b inputs"]:
+        """What all regions of an input bring together as a part of the sizes of all inputs, with its sign: the captions of the `maps`.
+
+        Example:
+            >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 1, bias=False))
+            >>> region_contribution(model, torch.rand(2, 1, 4, 4), 0, regions=2).shares.abs()
+            tensor([[1.],
+                    [1.]])
+        """
+        return self.maps.shares()
+
     def interaction(self, name: str, region: int) -> Maps:
         """With which regions of all inputs one works together: the interactions as maps, densities in units of the score.
 
@@ -87,7 +99,11 @@ class RegionContribution:
         return self.contribution.shapley[:, [i for i, (of, _) in enumerate(_players(self.labels)) if of == name]]
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}: {each.mean():.4g}" for name, each in self.evidence.items())
+        parts = zip(self.evidence.items(), self.shares.mean(0).tolist(), strict=True)
+        several = len(self.labels) > 1
+        shown = ", ".join(
+            f"{name}: {each.mean():.4g}" + f" ({percent(share)})" * several for (name, each), share in parts
+        )
         return f"RegionContribution({len(self.contribution.players)} regions; mean evidence {shown})"
 
 

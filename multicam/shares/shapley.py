@@ -15,7 +15,8 @@ from multicam.call.baselines import Baseline
 from multicam.call.scorer import OutputLike, TargetLike
 from multicam.chance import mean_interval
 from multicam.errors import MulticamError, at_least_one
-from multicam.printing import aligned, progress
+from multicam.maps import shares
+from multicam.printing import aligned, percent, progress
 from multicam.shares.game import Game, Players, Scored
 
 EXACT = 12  # players up to which all coalitions are tried
@@ -48,15 +49,14 @@ class Contribution:
 
     @property
     def shares(self) -> Float[Tensor, "b k"]:
-        """The size of each Shapley share as a part of all their sizes; zero where none of them mattered.
+        """What each player brings as a part of the sizes of all, with its sign; zero where none of them mattered. See `multicam.maps.shares`.
 
         Example:
             >>> zero = torch.zeros(1, 2)
             >>> Contribution(("a", "b"), torch.tensor([[3.0, -1.0]]), zero, zero, zero[:, 0], zero[:, 0]).shares
-            tensor([[0.7500, 0.2500]])
+            tensor([[ 0.7500, -0.2500]])
         """
-        total = self.shapley.abs().sum(1, keepdim=True)
-        return self.shapley.abs() / total.where(total > 0, 1)
+        return shares(self.shapley)
 
     @classmethod
     def join(cls, parts: Sequence["Contribution"]) -> "Contribution":
@@ -105,7 +105,7 @@ class Summary:
         spread: The standard deviation over the samples.
         low: The lower end of the interval of the mean.
         high: Its upper end.
-        share: The mean part that a player has in the sizes of all shares.
+        share: The mean over the samples, each counting alike, of what `Contribution.shares` says: a player's part of all, with its sign.
     """
 
     players: tuple[str, ...]
@@ -119,9 +119,9 @@ class Summary:
     def __repr__(self) -> str:
         head = ["player", "share", "mean", "spread", "interval"]
         rows = [
-            [name, f"{share:.0%}", f"{mean:.4g}", f"{spread:.4g}", f"{low:.4g} to {high:.4g}"]
+            [name, percent(share), f"{mean:.4g}", f"{spread:.4g}", f"{low:.4g} to {high:.4g}"]
             for name, share, mean, spread, low, high in zip(
-                self.players, self.share, self.mean, self.spread, self.low, self.high, strict=True
+                self.players, self.share.tolist(), self.mean, self.spread, self.low, self.high, strict=True
             )
         ]
         return f"{aligned([head, *rows])}\n{self.samples} sample{'s' * (self.samples != 1)}"

@@ -39,8 +39,9 @@ def test_explain_keeps_the_numbers_and_draws_them(run, two):
     assert torch.equal(torch.from_numpy(arrays["scores"]), scores)
     assert arrays["target"] == "3"
     shares = [f"{share:.0%}" for share in maps.shares()[0].tolist()]
-    header, row, *files = out.splitlines()
+    header, row, note, *files = out.splitlines()
     assert header.split() == ["sample", "score", "rgb", "depth"]
+    assert note.startswith("percentages are shares of the positive evidence; --signed keeps")
     assert row.split() == ["0", f"{scores.item():.4g}", *shares]
     assert files == ["maps     panel.npz", "picture  panel.png"]
     with Image.open("panel.png") as picture:
@@ -63,9 +64,10 @@ def test_explain_with_several_methods(run, two):
     for method in (HiResCAM, GradCAMPlusPlus):
         maps = method(load_model("nets.py:build"), LAYERS, output="logits")(two, signed=True)
         same(kept("out/all.npz"), {f"{method.__name__}.{name}": values for name, values in maps.items()})
-    header, _, note, *files = out.splitlines()
+    header, _, note, whole, *files = out.splitlines()
     assert header.split() == ["sample", "class", "score", "HiResCAM", "rgb", "HiResCAM", "depth"]
     assert note == "GradCAMPlusPlus tells no shares: the scale of its maps means nothing"
+    assert whole == "percentages are shares of the evidence, with its sign"
     assert files == ["maps     out/all.npz", "picture  out/all.png"]
     assert sorted(path.name for path in Path("out").iterdir()) == ["all.npz", "all.png"]
 

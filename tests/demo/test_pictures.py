@@ -90,7 +90,7 @@ def test_every_logit_has_a_column_and_its_evidence_lies_on_the_diagonal(model: E
         for j, name in enumerate(inputs):
             tile = tiles[1 + j][i]
             close(tile.map, maps[name][0])
-            assert tile.caption == f"{shares[j]:.0%} of its evidence"
+            assert tile.caption == f"{shares[j]:.0%} of its positive evidence"
             assert tile.region is edited.regions[edit]
 
 

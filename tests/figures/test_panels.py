@@ -10,7 +10,7 @@ from multicam.errors import MulticamError
 from multicam.figures.colours import colorize, overlay, to_rgb
 from multicam.figures.panels import compare, panel
 from multicam.maps import Maps
-from tests.helpers.pictures import axes, contoured, golden, grey, limits, pixels, texts
+from tests.helpers.pictures import axes, contoured, golden, grey, limits, pixels, said, texts
 
 
 @pytest.fixture
@@ -64,10 +64,18 @@ def test_maps_that_cannot_be_compared_share_neither_scale_nor_evidence(inputs, m
 def test_captions_are_the_shares_of_the_evidence_unless_given(inputs, maps) -> None:
     shown = [text.replace("\N{NO-BREAK SPACE}", " ") for text in texts(panel(inputs, maps))]
     assert shown.count("rgb 75 %") == shown.count("fft 25 %") == 2
-    assert not any("%" in text for text in texts(panel(inputs, {"rgb": maps["rgb"]})))
-    assert not any("%" in text for text in texts(panel(inputs, maps, captions={})))
-    shown = texts(panel(inputs, maps, captions={"fft": ["first", "second"]}))
-    assert {"first", "second"} <= {*shown} and not any("%" in text for text in shown)
+    assert "percentages are shares of the positive evidence" in shown
+    against = said(panel(inputs, {"rgb": maps["rgb"] - 12, "fft": maps["fft"]}, quantity="interaction"))
+    assert against.count("rgb -90 %") == against.count("fft 10 %") == 2
+    assert "percentages are shares of the interaction, with its sign" in against
+    first = {"fft": ["first", "second"]}
+    for own in (
+        panel(inputs, {"rgb": maps["rgb"]}),
+        panel(inputs, maps, captions={}),
+        panel(inputs, maps, captions=first),
+    ):
+        assert not any("%" in text or "percent" in text for text in texts(own))
+    assert {"first", "second"} <= {*texts(own)}
 
 
 def test_no_map_is_laid_over_a_spectrum(inputs, maps) -> None:
@@ -175,6 +183,11 @@ def test_every_method_has_its_own_scale_which_its_inputs_share(inputs, maps) -> 
     shown = [text.replace("\N{NO-BREAK SPACE}", " ") for text in texts(picture)]
     assert shown.count("rgb 75 %") == shown.count("fft 25 %") == 4
     assert "evidence, units of the score, one scale for each method" in shown
+    assert "percentages are shares of the positive evidence" in shown
+    against = Maps({"rgb": maps["rgb"], "fft": -3 * maps["fft"]})
+    text = " ".join(said(compare(inputs, {"ours": maps, "theirs": against})))
+    assert text.count("rgb 75 % rgb 50 %") == text.count("fft 25 % fft -50 %") == 2
+    assert "shares of the positive evidence (ours) and of the evidence, with its sign (theirs)" in text
 
 
 def test_a_method_that_does_not_compare_shares_no_scale(inputs, maps) -> None:
@@ -182,6 +195,7 @@ def test_a_method_that_does_not_compare_shares_no_scale(inputs, maps) -> None:
     assert np.array_equal(pixels(picture)[5], overlay(grey(inputs["fft"][0]), torch.ones(8, 8)))
     shown = texts(picture)
     assert " ".join(shown[-1].split()).endswith("one scale for each method; max: each map by its own maximum")
+    assert "percentages are shares of the positive evidence" in " ".join(said(picture))
     assert {"3", "max"} <= {*shown} and sum("%" in text for text in shown) == 4
     assert "evidence, each map by its own maximum" in texts(compare(inputs, {"theirs": Maps(maps, comparable=False)}))
     forced = compare(inputs, {"theirs": Maps(maps, comparable=False)}, scale="column")

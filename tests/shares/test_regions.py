@@ -533,6 +533,20 @@ def test_a_region_contribution_shows_itself() -> None:
     assert repr(found) == f"RegionContribution(4 regions; mean evidence x: {mean:.4g})"
 
 
+def test_the_regions_of_an_input_have_a_share_together() -> None:
+    class Against(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x.mean((1, 2, 3)) - 3 * y[..., :4].mean((1, 2, 3)) + y[..., 4:].mean((1, 2, 3))
+
+    found = region_contribution(
+        Against(), (torch.ones(2, 1, 4, 8), torch.ones(2, 1, 4, 8)), lambda s: s, regions=(1, 2)
+    )
+    torch.testing.assert_close(found.contribution.shares, torch.tensor([[0.5, 0.5, -3.0, 1.0]]).expand(2, 4) / 5)
+    torch.testing.assert_close(found.shares, torch.tensor([[1.0, -2.0]]).expand(2, 2) / 3)  # of inputs, not of regions
+    assert torch.equal(found.shares, found.maps.shares())
+    assert repr(found) == "RegionContribution(4 regions; mean evidence x: 1 (33%), y: -2 (-67%))"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

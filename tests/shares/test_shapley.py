@@ -3,6 +3,7 @@
 import re
 import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations, product
 from math import factorial
 from typing import Any
@@ -291,6 +292,10 @@ def test_shares_summary_and_joining() -> None:
     torch.testing.assert_close(joined.shapley, whole.shapley)
     torch.testing.assert_close(joined.interactions, whole.interactions)
     torch.testing.assert_close(whole.shares.sum(1), torch.ones(6))
+    against = replace(whole, shapley=whole.shapley * torch.tensor([1.0, -1.0, 1.0, 1.0]))
+    torch.testing.assert_close(against.shares, whole.shares * torch.tensor([1.0, -1.0, 1.0, 1.0]))
+    torch.testing.assert_close(against.summary().share, against.shares.mean(0))
+    assert f"y       {against.shares[:, 1].mean():.0%}" in repr(against)
     summary = whole.summary(confidence=0.9)
     torch.testing.assert_close(summary.mean, whole.shapley.mean(0))
     torch.testing.assert_close(summary.spread, whole.shapley.std(0))
