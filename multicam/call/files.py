@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from einops import rearrange
@@ -19,10 +18,10 @@ from jaxtyping import Inexact, Shaped
 from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
+from multicam.call.pictures import PICTURES, read_picture
 from multicam.call.tree import leaves, resolve
 from multicam.errors import MulticamError, unknown
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 WEIGHTS = (".pt", ".pth", ".safetensors")
 ARRAYS = (".npy", ".npz", *WEIGHTS)
 
@@ -170,8 +169,10 @@ def read_image(file: str, dtype: torch.dtype = torch.float32) -> Inexact[Tensor,
     """A picture or array `FILE` or `FILE:KEY` as a batch `(b c h w)` of a floating-point dtype.
 
     Pictures are RGB; one of a single channel and more than 8 bits, as depth has, keeps its channel, and `FILE:grey` reads
-    any picture as one channel. Arrays `(h w)`, `(h w 1)`, `(h w 3)` and `(c h w)` are one sample; with more axes the first
-    is the batch. Whatever has 8 bits is divided by 255; all other values stay as they are.
+    any picture as one channel. Those of 8 and 16 bits are divided by 255 and 65535, so that they lie in 0..1, but
+    `FILE:raw` keeps the numbers; those of floating-point numbers stay as they are. Arrays `(h w)`, `(h w 1)`, `(h w 3)` and
+    `(c h w)` are one sample; with more axes the first is the batch. Those of 8 bits are divided by 255, all others stay
+    as they are.
 
     Args:
         file: A picture, .npy, .npz, .pt, .pth or .safetensors; KEY names one of several arrays.
@@ -181,15 +182,23 @@ def read_image(file: str, dtype: torch.dtype = torch.float32) -> Inexact[Tensor,
         MulticamError: If there is no such file or key, it cannot be read, or it has fewer than two axes.
     """
     path, key = _split(file)
-    x = _picture(path, key) if path.suffix.lower() in PICTURES else read_array(file)
-    if x.ndim < 2:
-        raise MulticamError(
-            f"{file} has the shape {tuple(x.shape)}, which is no image; --value NAME=@{file} hands it over as it is"
-        )
-    x = _with_batch(x)
+    if path.suffix.lower() in PICTURES:
+        _exists(path)
+        picture, full = read_picture(path, key)
+        x = picture[None]
+    else:
+        array = read_array(file)
+        full = 255 if array.dtype == torch.uint8 else 1
+        if array.ndim < 2:
+            raise MulticamError(
+                f"{file} has the shape {tuple(array.shape)}, which is no image; --value NAME=@{file} hands it over as it is"
+            )
+        x = _with_batch(array)
     if x.is_complex():
         return x.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
-    return (x.float() / 255 if x.dtype == torch.uint8 else x).to(dtype).contiguous()
+    if full > 1:
+        x = x.to(torch.float64 if dtype == torch.float64 else torch.float32) / full
+    return x.to(dtype).contiguous()
 
 
 def _with_batch(x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "b c *hw"]:
@@ -328,19 +337,6 @@ _READERS: dict[str, Callable[[Path], Any]] = {
     ".pth": _pt,
     ".safetensors": _safetensors,
 }
-
-
-def _picture(path: Path, key: str | None) -> Shaped[Tensor, "h w *c"]:
-    if key not in (None, "grey"):
-        raise MulticamError(f"a picture is read as it is or as {path}:grey, not as {path}:{key}")
-    _exists(path)
-    data = np.frombuffer(path.read_bytes(), np.uint8)
-    deep = cv2.imdecode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR) if data.size else None
-    if deep is None:
-        raise MulticamError(f"{path} cannot be read as a picture: it is broken or of another kind than its name says")
-    if deep.ndim == 2 and deep.dtype != np.uint8:
-        return torch.from_numpy(deep)
-    return torch.from_numpy(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if key else cv2.IMREAD_COLOR_RGB))
 
 
 def _some(names: Collection[object]) -> str:

@@ -53,9 +53,10 @@ def called() -> Command:
         "--input",
         "NAME=FILE",
         "an image input by its name in forward(); repeat it for other inputs, or with the same name for further "
-        "samples. Pictures (.png .jpg .bmp .webp .tif) are RGB; FILE:grey reads one channel, and one-channel pictures "
-        "of more than 8 bits keep theirs. Arrays (.npy .npz .pt .safetensors; FILE:KEY where there are several) of the "
-        "shapes (h w), (h w 1), (h w 3) and (c h w) are one sample; with more axes the first is the batch. 8-bit values "
+        "samples. Pictures (.png .jpg .bmp .webp .tif) are RGB, and their 8 or 16 bits are scaled to 0..1; FILE:grey reads one "
+        "channel, which pictures of one channel and more than 8 bits keep without it, and FILE:raw the numbers as they are "
+        "stored, such as millimetres. Arrays (.npy .npz .pt .safetensors; FILE:KEY where there are several) of the "
+        "shapes (h w), (h w 1), (h w 3) and (c h w) are one sample; with more axes the first is the batch. 8-bit arrays "
         "are scaled to 0..1, others stay as they are",
         pair,
     )

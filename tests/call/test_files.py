@@ -183,7 +183,7 @@ def test_pictures_with_one_channel():
     Image.fromarray(deep / np.float32(7)).save("metres.tif")
     assert torch.equal(read_image("grey.png"), torch.from_numpy(grey / np.float32(255)).expand(1, 3, 8, 6))
     assert torch.equal(read_image("grey.png:grey"), torch.from_numpy(grey / np.float32(255))[None, None])
-    assert torch.equal(read_image("deep.png"), torch.from_numpy(deep.astype(np.float32))[None, None])
+    assert torch.equal(read_image("deep.png:raw"), torch.from_numpy(deep.astype(np.float32))[None, None])
     assert torch.equal(read_image("metres.tif"), torch.from_numpy(deep / np.float32(7))[None, None])
 
 
@@ -271,7 +271,7 @@ def test_a_file_with_one_tensor():
         ("rbg.png", "no file 'rbg.png'; did you mean 'rgb.png'"),
         ("data/rgb.png", "no file 'data/rgb.png': there is no directory 'data'"),
         ("rgb.gif", r"'rgb.gif' is no file that can be read here; these can: \.png, .*\.npy, .*\.safetensors"),
-        ("rgb.png:red", "read as it is or as rgb.png:grey, not as rgb.png:red"),
+        ("rgb.png:red", r"as rgb.png:grey \(one channel\) or as rgb.png:raw .*, not as rgb.png:red"),
         ("text.png", "text.png cannot be read as a picture"),
         ("empty.png", "empty.png cannot be read as a picture"),
         ("text.npy", "reading text.npy failed with"),
