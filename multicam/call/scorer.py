@@ -1,13 +1,15 @@
 """A target and the part of the output that it sees, as one object."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from multicam.call.targets.scores import ClassScore, Target, TopClass, unpicked
+from multicam.call.outputs import has_tensor, unpicked
+from multicam.call.targets.scores import ClassScore, Target, TopClass
 from multicam.call.tree import leaves, resolve
 from multicam.errors import MulticamError
 
@@ -37,18 +39,40 @@ def select_output(output: Any, path: OutputLike) -> Any:
         path: None for all of it, a path such as `"logits"`, `1`, `-1`, `"heads.0"`, or a callable.
 
     Raises:
-        MulticamError: If the path does not exist.
+        MulticamError: If the path does not exist, or there is no tensor in the output.
     """
-    if callable(path):
-        return path(output)
     if path is None:
         return output
+    if callable(path):
+        with _said_of(output):
+            return path(output)
+    if not has_tensor(output):
+        raise MulticamError(unpicked(output))
     if isinstance(path, int) and isinstance(output, list | tuple) and -len(output) <= path < len(output):
         return output[path]
     tensors = {name: leaf for name, leaf in leaves(output).items() if isinstance(leaf, Tensor)}
     if str(path) not in tensors and isinstance(output, Tensor):
         raise MulticamError(f"the model returns one tensor, so output={path!r} names nothing; leave it out")
     return tensors[resolve("output", str(path), tensors)]
+
+
+@contextmanager
+def _said_of(output: Any) -> Iterator[None]:
+    """What a function of the user's fails with says what the output is, where it is no tensor.
+
+    Raises:
+        MulticamError: If it fails and there is no tensor in the output.
+    """
+    try:
+        yield
+    except MulticamError:
+        raise
+    except Exception as error:
+        if not has_tensor(output):
+            raise MulticamError(unpicked(output)) from error
+        if not isinstance(output, Tensor):
+            error.add_note(unpicked(output))
+        raise
 
 
 class Scorer:
@@ -80,12 +104,8 @@ class Scorer:
 
     def of_picked(self, picked: Any, batch: int) -> Float[Tensor, " b"]:
         """One float32 (or wider) score for each sample, from the part of the output that the target sees."""
-        try:
+        with _said_of(picked):
             scores = self.target(picked)
-        except Exception as error:
-            if not isinstance(picked, Tensor) and not isinstance(error, MulticamError):
-                error.add_note(unpicked(picked))
-            raise
         if not isinstance(scores, Tensor) or tuple(scores.shape) != (batch,) or not scores.is_floating_point():
             given = f"{scores.dtype} {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
             raise MulticamError(

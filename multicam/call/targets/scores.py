@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from multicam.call.tree import leaves
+from multicam.call.outputs import unpicked
 from multicam.errors import MulticamError
 
 Target = Callable[[Any], Tensor]
@@ -267,13 +267,6 @@ class QueryScore:
         if logits.ndim != 3:
             raise MulticamError(f"{self!r} needs an output (b queries classes), but it is {tuple(logits.shape)}")
         return _of_class(logits.mT, self.index)
-
-
-def unpicked(output: Any) -> str:
-    """What to say of an output that is no tensor: the tensors inside of it."""
-    tensors = {name: leaf for name, leaf in leaves(output).items() if isinstance(leaf, Tensor)}
-    choices = ", ".join(f"{name!r} {tuple(leaf.shape)}" for name, leaf in tensors.items()) or "no tensor at all"
-    return f"the model returns a {type(output).__name__}, so say what to explain with output=…, one of: {choices}"
 
 
 def _indices(index: int | Sequence[int] | Tensor) -> int | tuple[int, ...]:
