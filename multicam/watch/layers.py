@@ -138,7 +138,7 @@ class Taps:
         self.model = model
         self.paths = module_paths(model)
         self.layers = [Layer.of(layer) for layer in layers]
-        self._names = [self._path(layer) for layer in self.layers]
+        self.names = [self._path(layer) for layer in self.layers]
         self._grids = Grids(self.paths)
 
     @contextmanager
@@ -153,7 +153,7 @@ class Taps:
         Raises:
             MulticamError: At the end of the block, if a layer was never called, or called more often than asked for.
         """
-        taps = [Tap(layer, path, self.paths[path]) for layer, path in zip(self.layers, self._names, strict=True)]
+        taps = [Tap(layer, path, self.paths[path]) for layer, path in zip(self.layers, self.names, strict=True)]
 
         def tapped(module: nn.Module, _: Any, output: Any) -> Any:
             for i, tap in enumerate(taps):

@@ -2,17 +2,20 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch._C._nn import flatten_dense_tensors, unflatten_dense_tensors
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from multicam.call.inputs import Inputs
+from multicam.errors import MulticamError
 
 SMALL = 4096  # numbers up to which a tensor is copied before every pass: cheaper than to watch it
 
@@ -25,11 +28,15 @@ UNSAID = {
 
 
 class _Known:
-    """What is known of a model: the kinds of passes that were watched, and the names of all that they wrote into."""
+    """What is known of a model: the kinds of passes that were watched, and the names of all that they wrote into.
+
+    And whether it makes gradients of its own by `torch.func`, which takes no hooks of saved tensors.
+    """
 
     def __init__(self) -> None:
         self.kinds: set[Hashable] = set()
         self.written: set[str] = set()
+        self.transforms = False
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
@@ -40,6 +47,7 @@ class Memory:
 
     The first pass of each kind is watched, operation by operation, and what is about to be written is copied. Later passes of the kind
     are not watched: what was written then is copied at once. Small tensors always are, whoever writes into them, and by whatever way.
+    Where a pass overwrites what its gradients need, all passes of the kind are watched, see `saving`.
     No memory is shared or moved: who holds the address of a tensor, as NumPy and DLPack do, sees it written and put back.
 
     Args:
@@ -50,6 +58,7 @@ class Memory:
     Attributes:
         call: The same call with tensors that share its memory, which is put back; they have no gradients.
         watched: Whether the pass is watched.
+        rewind: Puts back what one pass of several in a block changed, before the next.
     """
 
     def __init__(self, model: nn.Module, kind: Hashable, call: Inputs | None) -> None:
@@ -62,8 +71,10 @@ class Memory:
         self._guarded: dict[int, list[str]] = defaultdict(list)  # by memory
         self._copies: dict[str, Tensor] = {}
         self._kept: dict[int, list[Kept]] = defaultdict(list)
+        self._overwrites = False
         self._mode = Writes(self.about_to_write)
         self.call = self._lent(call or Inputs())
+        self.rewind: Callable[[], object] = self.put_back
 
     def protect(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Put these back after the pass, by names that are the same in every pass."""
@@ -103,8 +114,26 @@ class Memory:
     def keep(self, x: Tensor) -> "Kept":
         """The values that a tensor has now, whoever writes into it later in a watched pass; copied only then."""
         kept = Kept(x)
-        self._kept[_address(x)].append(kept)
+        if has_memory(x):
+            self._kept[_address(x)].append(kept)
         return kept
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Let what is recorded in the block for a backward pass keep its values, until after the pass.
+
+        The pass may write into such a tensor, and so do we, when a state is put back that the pass wrote and then computed with.
+        Only a watched pass is slowed down by this.
+        """
+        if not self.watched or self._known.transforms:
+            yield
+            return
+        try:
+            with saved_tensors_hooks(self.keep, Kept.unpacked):
+                yield
+        except RuntimeError as error:
+            self._known.transforms = refuses_hooks(error)
+            raise
 
     def __enter__(self) -> "Memory":
         self._flat = {key: flatten_dense_tensors(tensors) for key, tensors in self._small.items()}
@@ -127,28 +156,37 @@ class Memory:
             self._known.written.add(name)
             self._copies[name] = self._held[name][1].clone()
         for kept in self._kept.pop(address, ()):
+            self._overwrites = True
             kept.copy()
 
-    def restore(self) -> None:
-        """Put everything back; it may be called again where it was interrupted."""
+    def put_back(self) -> None:
+        """Put the values of everything back; it may be called again where it was interrupted."""
         with torch.no_grad():
             for key, before in self._flat.items():
-                now = flatten_dense_tensors(self._small[key])
-                if not torch.equal(now.view(torch.uint8), before.view(torch.uint8)):  # bytes, where NaN is NaN
-                    for x, values in zip(
-                        self._small[key], unflatten_dense_tensors(before, self._small[key]), strict=True
-                    ):
-                        x.copy_(values)
+                now, tensors = flatten_dense_tensors(self._small[key]), self._small[key]
+                if _same_bytes(now, before):
+                    continue
+                values = zip(
+                    unflatten_dense_tensors(now, tensors), unflatten_dense_tensors(before, tensors), strict=True
+                )
+                for x, (found, wanted) in zip(tensors, values, strict=True):
+                    if not _same_bytes(found.flatten(), wanted.flatten()):
+                        self._put_back(x, wanted)
             for name, copy in self._copies.items():
-                self._held[name][1].copy_(copy)
+                self._put_back(self._held[name][1], copy)
+
+    def restore(self) -> None:
+        """Put everything back, values and memory; it may be called again where it was interrupted."""
+        self.put_back()
         lost = []
         for name, (x, alias, version) in self._held.items():
             if x.shape != alias.shape or _address(x) != _address(alias):
                 x.data = alias  # the pass gave it other memory
             elif x._version != version and _address(alias) in self._guarded:
                 lost.append(name)
-        if lost:
+        if lost or self._overwrites:
             self._known.kinds.discard(self._kind)
+        if lost:
             warnings.warn(
                 f"the model wrote into {', '.join(lost)}, which its first pass with inputs like these did not, so this is changed",
                 stacklevel=2,
@@ -156,16 +194,40 @@ class Memory:
         for everything in (self._held, self._flat, self._copies, self._guarded, self._kept):
             everything.clear()
 
+    def _put_back(self, x: Tensor, values: Tensor) -> None:
+        self.about_to_write(x)  # what is saved for a backward pass may be what the pass left there
+        x.copy_(values)
+
 
 class Kept:
     """The values of a tensor at the time when it was kept."""
 
     def __init__(self, x: Tensor) -> None:
         self.value = x.detach()
+        self._version = self.value._version
 
     def copy(self) -> None:
         """Have the values apart from now on."""
         self.value = self.value.clone()
+        self._version = self.value._version
+
+    def unpacked(self) -> Tensor:
+        """The values.
+
+        Raises:
+            MulticamError: If they were overwritten after the pass.
+        """
+        if self.value._version != self._version:
+            raise MulticamError(
+                f"a tensor of shape {tuple(self.value.shape)} that the gradient needs was written into after the forward pass; "
+                "run the model and the backward pass again, or write into a copy of it"
+            )
+        return self.value
+
+
+def refuses_hooks(error: RuntimeError) -> bool:
+    """Whether an error says that `torch.func` runs under no hooks of saved tensors, as `Memory.saving` sets them."""
+    return "saved tensor hooks" in str(error)
 
 
 class Writes(TorchDispatchMode):
@@ -225,6 +287,11 @@ def _described(name: str, leaf: Any) -> Hashable:
 def _overlaps(x: Tensor) -> bool:
     """Whether a tensor shows a number more than once, so that nothing can be written into it."""
     return any(stride == 0 and side > 1 for stride, side in zip(x.stride(), x.shape, strict=True))
+
+
+def _same_bytes(x: Tensor, y: Tensor) -> bool:
+    """Whether two vectors are the same bit for bit, NaN and the sign of zero included."""
+    return torch.equal(x.view(torch.uint8), y.view(torch.uint8))
 
 
 def _address(x: Tensor) -> int:

@@ -13,6 +13,7 @@ from multicam.call.packing import Spec
 from multicam.call.scorer import OutputLike, select_output
 from multicam.errors import MulticamError
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
+from multicam.watch.memory import refuses_hooks
 from multicam.watch.reshape import as_it_is, positions
 from multicam.watch.undisturbed import undisturbed, unwrapped
 
@@ -143,9 +144,12 @@ class PackedModel(nn.Module):
                     "the packed tensor is zero, whatever the model makes of it",
                     stacklevel=2,
                 )
-        call = self.unpack(packed)
-        with undisturbed(self.model, graph=None), self._taps.observe(packed.shape[0], self._through_tap):
-            returned = call.run(self.model)
+        try:
+            returned = self._run(packed)
+        except RuntimeError as error:
+            if not refuses_hooks(error):
+                raise
+            returned = self._run(packed)  # now known to run without
         return select_output(returned, self.output)
 
     def train(self, mode: bool = True) -> "PackedModel":
@@ -155,6 +159,19 @@ class PackedModel(nn.Module):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Nothing: no gradient ever reaches a parameter, and those that are there are the user's."""
+
+    def _run(self, packed: Tensor) -> Any:
+        call = self.unpack(packed)
+        # What a backward pass needs depends on where the graph starts.
+        taps = zip(self._taps.names, self._taps.layers, strict=True)
+        start = tuple((name, layer.call, layer.pick) for name, layer in taps), packed.requires_grad
+        kind = ("packed", start, torch.is_grad_enabled(), repr(call))
+        with (
+            undisturbed(self.model, graph=None, part=kind) as memory,
+            memory.saving(),
+            self._taps.observe(packed.shape[0], self._through_tap),
+        ):
+            return call.run(self.model)
 
     def _through_tap(self, i: int, tap: Tap, x: Tensor) -> Tensor:
         assert tap.reshape is not None
