@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multicam.call.outputs import has_tensor, unpicked
 from multicam.call.targets.scores import ClassScore, Target, TopClass
-from multicam.call.tree import leaves, resolve
+from multicam.call.tree import leaves, rebuild, resolve
 from multicam.errors import MulticamError
 
 TargetLike = Target | int | Sequence[int] | Tensor | None
@@ -73,6 +73,21 @@ def _said_of(output: Any) -> Iterator[None]:
         if not isinstance(output, Tensor):
             error.add_note(unpicked(output))
         raise
+
+
+def turned(output: Any, batch: int) -> Any:
+    """An output with its samples in reverse order.
+
+    Example:
+        >>> turned({"logits": torch.tensor([1, 2]), "scale": 3}, 2)
+        {'logits': tensor([2, 1]), 'scale': 3}
+    """
+    if isinstance(output, list) and len(output) == batch:
+        return output[::-1]
+    return rebuild(
+        output,
+        lambda _, leaf: leaf.flip(0) if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == batch else leaf,
+    )
 
 
 class Scorer:

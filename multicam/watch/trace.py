@@ -13,10 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointError
 
 from multicam.call.inputs import Inputs
-from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output
+from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output, turned
 from multicam.call.targets.scores import Target
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError
+from multicam.watch.finite import CHANGED, Asked, Change, How, check_gradient, check_layer
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
 from multicam.watch.replay import Replay
 from multicam.watch.reshape import Tokens, positions
@@ -65,9 +66,9 @@ class Site:
         (class tokens) stay as they are.
 
         Raises:
-            MulticamError: If the activations or the sample do not fit.
+            MulticamError: If the activations or the sample do not fit, or a score is not finite.
         """
-        return self.trace._replay(self.name)(acts, sample)
+        return check_layer(self.trace._replay(self.name)(acts, sample), self.trace.paths[self.name], sample)
 
 
 class Trace:
@@ -84,9 +85,10 @@ class Trace:
         target: See `multicam.call.scorer.as_target`.
         output: Which part of the model's output the target sees, see `multicam.call.scorer.select_output`.
         wrt: The inputs that the scores are differentiated by, see `input_grads`.
+        change: How the inputs stem from those of another trace, see `again`.
 
     Raises:
-        MulticamError: For inputs, layers, outputs or targets that do not fit.
+        MulticamError: For inputs, layers, outputs or targets that do not fit, or scores that are not finite.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
@@ -103,6 +105,7 @@ class Trace:
         target: TargetLike = None,
         output: OutputLike = None,
         wrt: Sequence[str] = (),
+        change: Change | None = None,
     ) -> None:
         self.model = unwrapped(model)
         self.inputs = Inputs.of(inputs).bind(self.model)
@@ -137,6 +140,8 @@ class Trace:
         self._records = {name: records[i] for i, name in enumerate(layers)}
         self._taps = dict(zip(layers, seen, strict=True))
         self.scores: Float[Tensor, " b"] = self._scores.detach()
+        self._asked, self._change = Asked(self.model, self.inputs, self.scorer), change
+        _ = change.check(self.scores, self.inputs) if change else self._asked.check(self.scores)
         self.shared = {name for name, tap in self._taps.items() if tap.calls > 1}
         self.paths = {name: tap.label for name, tap in self._taps.items()}
         self._acts = {name: self._gridded(name, record) for name, record in self._records.items()}
@@ -156,7 +161,9 @@ class Trace:
         layers = ", ".join(f"{name}={tuple(acts.shape)}" for name, acts in self._acts.items())
         return f"Trace({type(self.model).__name__}, {self.inputs!r}, {layers})"
 
-    def again(self, inputs: Any, samples: Sequence[int] | None = None, wrt: Sequence[str] | None = None) -> "Trace":
+    def again(
+        self, inputs: Any, samples: Sequence[int] | None = None, wrt: Sequence[str] | None = None, how: How = CHANGED
+    ) -> "Trace":
         """The same layers, output and target for other inputs: a noisy, mirrored or cropped version of these.
 
         A target that chose its class from the output (`target=None`) keeps the class that it chose here.
@@ -165,13 +172,15 @@ class Trace:
             inputs: As for `Trace`.
             samples: Which sample of this trace each sample of the new one stems from; None: the same in the same order.
             wrt: As for `Trace`; None: the same as here.
+            how: What was done to the inputs, to be told where a score is not finite.
         """
         if samples is not None:
             self.refuse_target_without_samples()
         scorer = self.scorer if samples is None else self.scorer.take(samples)
-        return Trace(self.model, inputs, self._layers, scorer.target, scorer.output, self.wrt if wrt is None else wrt)
+        wrt, change = self.wrt if wrt is None else wrt, Change(self._asked, samples, how)
+        return Trace(self.model, inputs, self._layers, scorer.target, scorer.output, wrt, change)
 
-    def rescore(self, values: Mapping[str, Tensor], sample: int = 0) -> Float[Tensor, " n"]:
+    def rescore(self, values: Mapping[str, Tensor], sample: int = 0, how: How = CHANGED) -> Float[Tensor, " n"]:
         """The scores of `n` what-ifs of one sample, in which the named inputs are exchanged and all others stay.
 
         Only what depends on these inputs runs again, see `multicam.watch.replay`.
@@ -179,16 +188,18 @@ class Trace:
         Args:
             values: The changed inputs by name, each `(n …)` with the shape of one sample behind `n`.
             sample: The sample that is changed.
+            how: What was done to the inputs, to be told where a score is not finite.
 
         Raises:
-            MulticamError: If names, shapes or the sample do not fit.
+            MulticamError: If names, shapes or the sample do not fit, or a score is not finite.
         """
         full = {self.inputs.name(name): rows for name, rows in values.items()}
         wrong = [name for name in full if name not in self.inputs.batched]
         if wrong or not full:
             known = ", ".join(map(repr, self.inputs.batched))
             raise MulticamError(f"give the inputs to change, of {known}" + (f", not {wrong[0]!r}" if wrong else ""))
-        return self._replay(tuple(sorted(full)))(full, sample)
+        scores = self._replay(tuple(sorted(full)))(full, sample)
+        return self._asked.check_changed(scores, full, [sample] * len(scores), how)
 
     def scores_of(self, returned: Any, samples: Sequence[int]) -> Float[Tensor, " n"]:
         """The scores of what the model returned for other inputs `(n)`.
@@ -214,10 +225,10 @@ class Trace:
         if self.inputs.batch == 1 or hasattr(self.target, "take"):
             return
         try:
-            turned = self.scorer.of_picked(_turned(self.output, self.inputs.batch), self.inputs.batch)
+            found = self.scorer.of_picked(turned(self.output, self.inputs.batch), self.inputs.batch)
         except (RuntimeError, ValueError, TypeError, LookupError):  # it knows its samples by something else
             return
-        if not torch.allclose(turned.flip(0), self.scores, 1e-3, 1e-3 * float(self.scores.abs().max()), equal_nan=True):
+        if not torch.allclose(found.flip(0), self.scores, 1e-3, 1e-3 * float(self.scores.abs().max()), equal_nan=True):
             raise MulticamError(
                 f"the target {self.target!r} treats each sample differently, so it must say what belongs to which: give it a method "
                 "take(samples) that returns the target for these samples, or explain one sample at a time"
@@ -243,13 +254,13 @@ class Trace:
         """The gradient of the scores by each site's activations, from one backward pass that never reaches a parameter.
 
         Raises:
-            MulticamError: If a layer has no gradient; the message says why.
+            MulticamError: If a layer has no gradient, or one that is not finite; the message says why.
         """
         found = dict(zip(self._records, self._backward, strict=False))
         for name, gradient in found.items():
             if gradient is None:
                 self._explain_missing(name)
-        return {name: self._gridded(name, gradient) for name, gradient in found.items() if gradient is not None}
+        return {name: self._checked(name, gradient) for name, gradient in found.items() if gradient is not None}
 
     @cached_property
     def input_grads(self) -> dict[str, Tensor]:
@@ -258,13 +269,15 @@ class Trace:
         It is zero for an input that the scores do not depend on, which takes one more forward pass to be sure.
 
         Raises:
-            MulticamError: If the scores depend on an input, but not by a gradient.
+            MulticamError: If the scores depend on an input, but not by a gradient, or if the gradient is not finite.
         """
         found = dict(zip(self._leaves, self._backward[len(self._records) :], strict=True))
         for name in [name for name, gradient in found.items() if gradient is None]:
             self._refuse_detached(name)
         return {
-            name: torch.zeros_like(leaf).detach() if (gradient := found[name]) is None else gradient
+            name: torch.zeros_like(leaf).detach()
+            if (gradient := found[name]) is None
+            else check_gradient(gradient, f"input {name!r}", self._change)
             for name, leaf in self._leaves.items()
         }
 
@@ -296,7 +309,8 @@ class Trace:
         return found
 
     def _anew(self) -> "Trace":
-        return Trace(self.model, self.inputs, self._layers, self.target, self.scorer.output, self.wrt)
+        rest = (self.target, self.scorer.output, self.wrt, self._change)
+        return Trace(self.model, self.inputs, self._layers, *rest)
 
     def curvature(self, name: str) -> Float[Tensor, "b c *grid"]:
         """What `Site.curvature` is, for the site of that name."""
@@ -313,7 +327,7 @@ class Trace:
             product = None
             if gradient.requires_grad:
                 (product,) = torch.autograd.grad(gradient, record, record.detach(), allow_unused=True)
-        return self._gridded(name, torch.zeros_like(record) if product is None else product)
+        return self._checked(name, torch.zeros_like(record) if product is None else product)
 
     def _differentiable(self, name: str) -> str:
         """The full name of an input that has a gradient."""
@@ -345,6 +359,9 @@ class Trace:
             positions(tap.layer.reshape, x.detach())  # refuses one that computes
         return tap.grid(x.detach(), self.inputs.batch)
 
+    def _checked(self, name: str, gradient: Tensor) -> Tensor:
+        return check_gradient(self._gridded(name, gradient), f"layer {self.paths[name]!r}", self._change)
+
     def _explain_missing(self, name: str) -> NoReturn:
         """Say why no gradient reached a layer. Runs the model once more, with this layer's output changed."""
         tap = self._taps[name]
@@ -371,16 +388,6 @@ class Trace:
 
 def _changed(leaf: Tensor) -> Tensor:
     return 1 - 2 * leaf if leaf.is_floating_point() or leaf.is_complex() else leaf.flip(-1)
-
-
-def _turned(output: Any, batch: int) -> Any:
-    """An output with its samples in reverse order."""
-    if isinstance(output, list) and len(output) == batch:
-        return output[::-1]
-    return rebuild(
-        output,
-        lambda _, leaf: leaf.flip(0) if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == batch else leaf,
-    )
 
 
 def _equal(first: Inputs, second: Inputs) -> bool:

@@ -1,0 +1,286 @@
+"""Numbers that are NaN or infinite, refused with the input, the baseline or the layer at fault named.
+
+`Trace`, `Game` and whatever else runs a model ask here before they hand out a score or a gradient, so a method that stands on them need
+not look itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multicam.call.baselines import Baseline, baselines
+from multicam.call.inputs import Inputs
+from multicam.call.scorer import Scorer
+from multicam.errors import MulticamError
+from multicam.watch.undisturbed import undisturbed
+
+OVERFLOW = "float16 weights overflow often; use bfloat16 or float32"
+UNDEFINED = (
+    "divides by zero, as by the spread of an input that is the same everywhere, takes a logarithm or root of what has none, or a softmax "
+    "over nothing"
+)
+BASELINES: tuple[Baseline, ...] = (
+    "mean",
+    "blur",
+    0.0,
+    1.0,
+)  # what is tried in the place of a baseline that does not do
+
+
+@dataclass(frozen=True)
+class How:
+    """What was done to inputs, in words.
+
+    Attributes:
+        words: What they are now, such as "noisy".
+        advice: What to do where a score is not finite then.
+        baseline: What the caller put in their place, one for all or by name; another one that does is then looked for, and advised.
+        part: Of what part of an input that is, such as "a patch of ".
+        references: Whether the caller may give references in the place of a baseline.
+    """
+
+    words: str = "changed"
+    advice: str = "the model cannot be asked about such an input"
+    baseline: Any = None
+    part: str = ""
+    references: bool = False
+
+    def of(self, name: str) -> str:
+        """What an input is now.
+
+        Example:
+            >>> How().of("rgb"), How(baseline={"depth": "mean"}).of("depth")
+            ('changed', "at its baseline 'mean'")
+        """
+        if self.baseline is None:
+            return self.words
+        given = self.given(name)
+        return "at its baseline" + ("" if isinstance(given, Tensor) and given.ndim else f" {_plain(given)!r}")
+
+    def given(self, name: str) -> Any:
+        """The baseline of an input."""
+        if not isinstance(self.baseline, Mapping):
+            return self.baseline
+        return next((value for key, value in self.baseline.items() if f".{name}".endswith(f".{key}")), 0.0)
+
+
+CHANGED = How()
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A model, a call, and the score that is asked for.
+
+    Attributes:
+        model: The model.
+        call: The unchanged call.
+        scorer: The score, with everything decided that its target chooses.
+    """
+
+    model: nn.Module
+    call: Inputs
+    scorer: Scorer
+
+    def check(self, scores: Tensor) -> Tensor:
+        """The scores of the call itself `(b)`.
+
+        Raises:
+            MulticamError: If one is not finite; the message names the inputs that hold such values.
+        """
+        if torch.isfinite(scores).all():
+            return scores
+        sample = first(scores)
+        value = shown(scores[sample])
+        broken = [name for name, p in self.model.named_parameters() if not torch.isfinite(p.detach()).all()]
+        if held := holding(self.call, sample):
+            why = f"{held}; fill in what is missing"
+        elif broken:
+            why = f"parameter {broken[0]!r} of {type(self.model).__name__} holds NaN or infinite values"
+        elif value == "NaN":
+            why = f"no input holds NaN or infinite values, so the model {UNDEFINED}, or overflows ({OVERFLOW})"
+        else:
+            why = f"what a model masks out has no score to explain: take another target; or the model overflows ({OVERFLOW})"
+        raise MulticamError(f"the score of sample {sample} is {value}: {why}")
+
+    def check_changed(self, scores: Tensor, values: Mapping[str, Any], samples: Sequence[int], how: How) -> Tensor:
+        """The scores of what-ifs `(n)`.
+
+        Args:
+            scores: The scores.
+            values: The changed inputs by their full names, each `(n …)`, or None.
+            samples: Which sample each row stems from.
+            how: What was done to the inputs.
+
+        Raises:
+            MulticamError: If one is not finite; the message names the input at fault, and a baseline that does better, if one was found.
+        """
+        if torch.isfinite(scores).all():
+            return scores
+        row = first(scores)
+        rows = {name: x if x is None else x[row : row + 1] for name, x in values.items()}
+        raise self.refusal(shown(scores[row]), rows, samples[row], how)
+
+    def refusal(self, value: str, values: Mapping[str, Any], sample: int, how: How) -> MulticamError:
+        """What to say of a score that is NaN or infinite while the inputs of one sample have these values `(1 …)`, or are None."""
+        one = self._one(sample)
+        rows = {name: x for name, x in values.items() if one is None or not _same(x, one.call.leaves.get(name))}
+        alone = [name for name in rows if one and len(rows) > 1 and one._fails({name: rows[name]})]
+        names = alone[:1] or list(rows) or list(values)
+        who = " and ".join(_told(name, values[name], how) for name in names) + " together" * (len(names) > 1)
+        advice = one._advice(names, values, how) if one and how.baseline is not None else how.advice
+        return MulticamError(f"with {who} the score of sample {sample} is {value}: {advice}")
+
+    def _one(self, sample: int) -> "Asked | None":
+        """The same of one sample, if its call can be made."""
+        try:
+            call = self.call if self.call.batch == 1 else self.call.take([sample])
+        except MulticamError:
+            return None
+        return Asked(self.model, call, self.scorer.take([sample]))
+
+    def _fails(self, values: Mapping[str, Any]) -> bool | None:
+        """Whether the score of this one sample with changed inputs is not finite; None where the model does not run it alone."""
+        call = self.call.replace(values)
+        try:
+            with undisturbed(self.model, graph=False, call=call) as memory:
+                return not isfinite(self.scorer.of(memory.call.run(self.model), 1))
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+            return None
+
+    def _advice(self, names: Sequence[str], values: Mapping[str, Any], how: How) -> str:
+        """The way out of a baseline: another one, with which this sample was tried."""
+        name, others = names[0], "a tensor that the model takes" + ", or references=… of real inputs" * how.references
+        tried = []
+        if len(names) == 1 and isinstance(values[name], Tensor):
+            leaf = self.call.leaves[name]
+            kept = values[name].to(leaf) == leaf
+            for other in (other for other in BASELINES if other != _plain(how.given(name))):
+                try:
+                    row = torch.where(kept, leaf, baselines(self.call, [name], other)[name])
+                except MulticamError:  # this input can have no such baseline
+                    continue
+                if self._fails({name: row}) is False:
+                    return f"the model is not defined there; give another baseline, such as baseline={{{name!r}: {other!r}}}"
+                tried.append(repr(other))
+        nor = f", nor at {', '.join(tried)}" if tried else ""
+        return f"the model is not defined there{nor}; give another baseline, {others}"
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """How the inputs of a pass stem from another call.
+
+    Attributes:
+        asked: The other call.
+        samples: Which sample of it each sample stems from; None: the same in the same order.
+        how: What was done to them.
+    """
+
+    asked: Asked
+    samples: Sequence[int] | None
+    how: How
+
+    def check(self, scores: Tensor, call: Inputs) -> Tensor:
+        """The scores of the changed call `(b)`.
+
+        Raises:
+            MulticamError: As for `Asked.check_changed`.
+        """
+        if torch.isfinite(scores).all():
+            return scores
+        known = self.asked.call.leaves
+        values = {name: leaf for name, leaf in call.batched.items() if name in known}
+        return self.asked.check_changed(scores, values, self.samples or range(len(scores)), self.how)
+
+
+def check_gradient(gradient: Tensor, what: str, change: Change | None = None) -> Tensor:
+    """A gradient of the scores, which are finite.
+
+    Args:
+        gradient: Of any shape with the samples first.
+        what: What it is of, such as "input 'depth'".
+        change: Of the pass.
+
+    Raises:
+        MulticamError: If it is not finite.
+    """
+    if torch.isfinite(gradient).all():
+        return gradient
+    row = first(gradient)
+    values = gradient[row].flatten()
+    sample = row if change is None or change.samples is None else change.samples[row]
+    changed = f", with the inputs {change.how.words}," if change else ""
+    raise MulticamError(
+        f"the gradient of the score by {what} is {shown(values[~torch.isfinite(values)][0])} in sample {sample}{changed} though the score "
+        "is finite: roots, norms and spreads have none at zero (add a small number there), and numbers overflow "
+        f"({OVERFLOW}); or take what needs no gradients, such as occlusion"
+    )
+
+
+def check_layer(scores: Tensor, label: str, sample: int) -> Tensor:
+    """The scores of what-ifs of one sample in which the output of a layer is another.
+
+    Args:
+        scores: The scores.
+        label: The layer.
+        sample: The sample.
+
+    Raises:
+        MulticamError: If one is not finite.
+    """
+    if torch.isfinite(scores).all():
+        return scores
+    raise MulticamError(
+        f"with the output of layer {label!r} changed, the score of sample {sample} is {shown(scores[first(scores)])}: the model is not "
+        "defined there; take another layer, or a method that changes nothing, such as HiResCAM"
+    )
+
+
+def first(values: Tensor) -> int:
+    """The first sample that has a value that is not finite."""
+    return int((~torch.isfinite(values.detach())).reshape(len(values), -1).any(1).nonzero()[0])
+
+
+def shown(value: Tensor) -> str:
+    """NaN, inf or -inf."""
+    number = complex(value)
+    return "NaN" if number != number else "-inf" if number.real == -torch.inf else "inf"
+
+
+def holding(call: Inputs, sample: int) -> str:
+    """Which input holds NaN, or else an infinite value, in words; nothing where none does.
+
+    Args:
+        call: The call.
+        sample: The sample whose values are looked at before those of the others.
+    """
+    for kind, test in (("NaN", torch.isnan), ("infinite values", torch.isinf)):
+        for name, leaf in call.leaves.items():
+            if (
+                isinstance(leaf, Tensor)
+                and (leaf.is_floating_point() or leaf.is_complex())
+                and (bad := test(leaf)).any()
+            ):
+                if name not in call.batched:
+                    return f"input {name!r} holds {kind}"
+                rows = bad.reshape(len(bad), -1).any(1)
+                return f"input {name!r} holds {kind} in sample {sample if rows[sample] else int(rows.nonzero()[0])}"
+    return ""
+
+
+def _plain(value: Any) -> Any:
+    """A baseline as a message says it."""
+    return value.item() if isinstance(value, Tensor) and not value.ndim else value
+
+
+def _told(name: str, row: Any, how: How) -> str:
+    """An input, and what was done to it."""
+    return f"input {name!r} None" if row is None else f"{how.part}input {name!r} {how.of(name)}"
+
+
+def _same(row: Any, leaf: Any) -> bool:
+    return isinstance(row, Tensor) and isinstance(leaf, Tensor) and torch.equal(row.to(leaf.device, leaf.dtype), leaf)
