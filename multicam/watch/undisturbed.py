@@ -64,7 +64,7 @@ def undisturbed(
     Args:
         model: Any module.
         graph: Whether the pass records a graph for gradients, whatever the caller's modes are, inference mode included. None: a
-            pass of the caller's own (a proxy), whose modes and fast paths are kept.
+            pass of the caller's own (a proxy), whose modes and fast paths are kept, and where no graph is made `requires_grad`, too.
         call: What the model will be called with, which the memory lends to it.
         part: What tells a pass that runs a part of the model, or runs it otherwise, from a plain one with such a call.
 
@@ -134,7 +134,9 @@ class _Before:
         memory.protect(attributes.tensors.items())
         self._undo.append(memory.restore)
         self._undo.append(attributes.restore)
-        trainable = [p for p in parameters if p.requires_grad]
+        # Where no graph is made they stay as they are, because PyTorch chooses kernels by what requires a gradient, also under `no_grad`.
+        recorded = graph is not None or torch.is_grad_enabled()
+        trainable = [p for p in parameters if p.requires_grad and recorded]
         self._undo.append(partial(_require_gradients, trainable, True))
         _require_gradients(trainable, False)
         for module in modules:
