@@ -1,0 +1,322 @@
+"""What the package says of a case against the truth, method by method, and whether it left everything as it was."""
+
+import random
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import multicam as mc
+from multicam.metrics.faithfulness import deletion
+from tests.fuzz import layers, naive
+from tests.fuzz.layers import Place
+from tests.fuzz.models import LAYOUTS, Spec, build, call_of, inputs, leaf
+from tests.fuzz.naive import Case, NoAnswerError
+
+EXACT = 1e-6  # of the largest value
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What was wrong of a method: "false", "refused", "crashed" or "changed"."""
+
+    method: str
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One call of the package, and the truth of it.
+
+    Attributes:
+        method: Its name.
+        ask: From the model and the call to numbers.
+        truth: From the case to the same numbers.
+        scale: How large numbers are whose rounding may be seen, for results in single precision.
+    """
+
+    method: str
+    ask: Callable[[nn.Module, Any], Tensor]
+    truth: Callable[[Case], Tensor]
+    single: bool = False
+
+
+def failures(spec: Spec, only: str | None = None) -> list[Failure]:
+    """What is wrong with a spec, of all methods or one."""
+    try:
+        case = Case(spec)
+    except NoAnswerError:
+        return []
+    found = []
+    for check in checks(case):
+        if only is None or check.method == only:
+            found += _failures(case, check)
+    return found
+
+
+def _failures(case: Case, check: Check) -> Iterator[Failure]:
+    truth = _truth(case, check)
+    model, call = build(case.spec), call_of(case.spec, inputs(case.spec))
+    before = state(model, call)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            answer = check.ask(model, call)
+    except mc.MulticamError as error:
+        answer = None
+        if truth is not None:
+            yield Failure(check.method, "refused", str(error))
+    except Exception as error:  # whatever it is, it is wrong
+        answer = None
+        yield Failure(check.method, "crashed", f"{type(error).__name__}: {error}")
+    changes = [name for name, value in state(model, call).items() if not same(before.get(name), value)]
+    if changes:
+        yield Failure(check.method, "changed", ", ".join(changes[:5]))
+    if answer is None or truth is None:
+        return
+    scale = case.size
+    allowed = EXACT * max(float(truth.abs().max()), scale if check.single else 1e-6 * scale)
+    off = float((answer.double() - truth).abs().max()) if answer.shape == truth.shape else float("inf")
+    if not off <= allowed and _steady(case, check, truth, allowed):
+        yield Failure(check.method, "false", f"off by {off / max(float(truth.abs().max()), 1e-300):.2g}")
+
+
+def _truth(case: Case, check: Check) -> Tensor | None:
+    try:
+        found = check.truth(case).detach()
+    except NoAnswerError:
+        return None
+    return found if torch.isfinite(found).all() else None
+
+
+def _steady(case: Case, check: Check, truth: Tensor, allowed: float) -> bool:
+    """Whether the truth stays where it is if the inputs change in their last digits."""
+    for jitter in (1e-11, -1e-11):
+        try:
+            other = _truth(Case(case.spec, jitter), check)
+        except NoAnswerError:
+            return False
+        if other is None or float((other - truth).abs().max()) > max(allowed, 1e-8 * float(truth.abs().max())):
+            return False
+    return True
+
+
+def checks(case: Case) -> Iterator[Check]:
+    """All that is asked about a case."""
+    draw = random.Random(case.spec.seed)
+    yield from _of_inputs(case, draw)
+    found = layers.places(case)
+    for place in draw.sample(found, min(2, len(found))):
+        yield from _of_layer(case, place, draw)
+
+
+def _of_inputs(case: Case, draw: random.Random) -> Iterator[Check]:
+    spec = case.spec
+    target = _target(case)
+    images = [stream.name for stream in spec.streams if LAYOUTS[stream.kind] == "image" and stream.kind != "bag"]
+    floating = [stream.name for stream in spec.streams if stream.kind != "ids"]
+    players = [stream.name for stream in spec.streams]
+    if "ignored" in spec.sides:
+        floating.append("ignored")
+        images.append("ignored")
+        players.append("ignored")
+    wrt = draw.sample(floating, draw.randint(1, len(floating))) if floating else []
+    size = {"batch_size": spec.batch_size}
+    full = [leaf(spec, name) for name in wrt]
+
+    def joined(found: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([x.flatten() for x in found.values()])
+
+    if wrt and (spec.batch == 1 or not case.company):
+        yield Check(
+            "gradient",
+            lambda m, x: joined(mc.gradient(m, x, target, wrt=full, output=_output(spec))),
+            lambda c: joined(naive.gradient(c, wrt)),
+        )
+        yield Check(
+            "input_x_gradient",
+            lambda m, x: joined(mc.input_x_gradient(m, x, target, wrt=full, output=_output(spec))),
+            lambda c: joined(naive.input_x_gradient(c, wrt)),
+        )
+    if wrt:
+        base = draw.choice([0.0, 0.5])
+        yield Check(
+            "integrated_gradients",
+            lambda m, x: joined(
+                mc.integrated_gradients(m, x, target, wrt=full, output=_output(spec), steps=3, baseline=base, **size)
+            ),
+            lambda c: joined(naive.integrated_gradients(c, wrt, 3, base)),
+        )
+        std = draw.choice([0.0, 0.2])
+        yield Check(
+            "smoothgrad",
+            lambda m, x: joined(
+                mc.smoothgrad(m, x, target, wrt=full, output=_output(spec), samples=3, std=std, **size)
+            ),
+            lambda c: joined(naive.smoothgrad(c, wrt, 3, std)),
+        )
+    chosen = draw.choice([*images, None])
+    if chosen is not None:
+        yield Check(
+            "occlusion",
+            lambda m, x: mc.occlusion(
+                m, x, target, patch=3, stride=2, wrt=leaf(spec, chosen), output=_output(spec), **size
+            )[leaf(spec, chosen)],
+            lambda c: naive.occlusion(c, chosen, 3, 2, 0.0),
+        )
+    yield from _of_players(case, players, draw)
+    if images:
+        yield from _of_places(case, images, draw)
+
+
+def _of_players(case: Case, names: Sequence[str], draw: random.Random) -> Iterator[Check]:
+    spec, target = case.spec, _target(case)
+    some = draw.sample(names, draw.randint(1, min(3, len(names))))
+    groups = [some[:2], *([name] for name in some[2:])] if draw.random() < 0.2 else [[name] for name in some]
+    baseline = {name: float(draw.choice([0, 0, 1])) for name in some}
+
+    def ask(m: nn.Module, x: Any) -> Tensor:
+        players = [[leaf(spec, name) for name in group] for group in groups]
+        return mc.contribution(
+            m,
+            x,
+            target,
+            players=players,
+            baseline={leaf(spec, name): value for name, value in baseline.items()},
+            output=_output(spec),
+            batch_size=spec.batch_size,
+        ).shapley
+
+    yield Check("contribution", ask, lambda c: naive.contribution(c, groups, baseline), single=True)
+
+
+def _of_places(case: Case, images: Sequence[str], draw: random.Random) -> Iterator[Check]:
+    spec, target = case.spec, _target(case)
+    cut = {name: draw.choice([(1, 2), (2, 1), (2, 2)]) for name in draw.sample(images, min(2, len(images)))}
+    yield Check(
+        "region_contribution",
+        lambda m, x: (
+            mc.region_contribution(
+                m,
+                x,
+                target,
+                regions={leaf(spec, name): each for name, each in cut.items()},
+                baseline=0.3,
+                output=_output(spec),
+                batch_size=spec.batch_size,
+            ).contribution.shapley
+        ),
+        lambda c: naive.region_contribution(c, cut, 0.3),
+        single=True,
+    )
+    g = torch.Generator().manual_seed(spec.seed)
+    maps = {
+        name: torch.rand(spec.batch, *case.values[name].shape[2:], generator=g)
+        for name in draw.sample(images, draw.randint(1, min(2, len(images))))
+    }
+    yield Check(
+        "deletion",
+        lambda m, x: (
+            deletion(
+                m,
+                x,
+                {leaf(spec, name): each for name, each in maps.items()},
+                target,
+                steps=4,
+                output=_output(spec),
+                batch_size=spec.batch_size,
+            ).scores
+        ),
+        lambda c: naive.deletion(c, maps, 4, 0.0),
+    )
+
+
+def _of_layer(case: Case, place: Place, draw: random.Random) -> Iterator[Check]:
+    spec, target = case.spec, _target(case)
+    path = place.path if place.calls == 1 else f"{place.path}#{place.call}"
+    layer = mc.Layer(path, reshape=mc.tokens(*place.grid) if place.tokens else mc.as_it_is)
+    layer = replace(layer, onto=place.onto and leaf(spec, place.onto))
+    images = [stream.name for stream in spec.streams if stream.kind in ("image", "photo")]
+
+    def asked(method: Any, **options: Any) -> Callable[[nn.Module, Any], Tensor]:
+        return lambda m, x: method(m, {"grid": layer}, output=_output(spec), **options)(x, target, signed=True)["grid"]
+
+    def laid(truth: Callable[[Case], Tensor]) -> Callable[[Case], Tensor]:
+        return lambda c: layers.density(truth(c), place.size)
+
+    if spec.batch == 1 or not case.company:
+        for name in layers.ONE_PASS:
+            yield Check(name, asked(getattr(mc, name)), laid(lambda c, name=name: layers.one_pass(c, place, name)))
+    size = {"batch_size": spec.batch_size}
+    yield Check("AblationCAM", asked(mc.AblationCAM, **size), laid(lambda c: layers.ablation(c, place)))
+    if images and not place.tokens:
+        masked = draw.sample(images, draw.randint(1, len(images)))
+        options = {**size, "masked": [leaf(spec, name) for name in masked]}
+        for method, strengths in ((mc.ScoreCAM, [1.0]), (mc.ISCAM, [0.5, 1.5])):
+            more = {"steps": 2} if method is mc.ISCAM else {}
+            yield Check(
+                method.__name__,
+                asked(method, **options, **more),
+                laid(lambda c, by=strengths: layers.score_cam(c, place, masked, by)),
+            )
+
+
+def _target(case: Case) -> Any:
+    return {
+        "class": 1,
+        "classes": [i % 3 for i in range(case.spec.batch)],
+        "top": None,
+        "function": naive.squares,
+    }[case.spec.target]
+
+
+def _output(spec: Spec) -> Any:
+    return {"tensor": None, "dict": "logits", "tuple": 1}[spec.returns]
+
+
+def state(model: nn.Module, call: Any) -> dict[str, Any]:
+    """All of the user's that must stay as it is, by what it is."""
+    found: dict[str, Any] = {
+        "torch's random state": torch.get_rng_state(),
+        "NumPy's random state": str(np.random.get_state()),  # noqa: NPY002
+        "Python's random state": random.getstate(),
+        "modes": (
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.backends.mha.get_fastpath_enabled(),
+        ),
+    }
+    for path, module in model.named_modules():
+        found[f"{path}: training"] = module.training
+        found[f"{path}: attributes"] = sorted(vars(module))
+        hooks = {name: len(value) for name, value in vars(module).items() if "_hooks" in name and value is not None}
+        found[f"{path}: hooks"] = hooks
+    for name, x in (*model.named_parameters(), *model.named_buffers()):
+        found[f"{name}: value"] = x.detach().clone()
+        found[f"{name}: gradient"] = None if x.grad is None else x.grad.clone()
+        found[f"{name}: flags"] = (id(x), x.requires_grad)
+    return found | dict(_leaves("inputs", call))
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, mc.Inputs):
+        value = (value.args, value.kwargs)
+    if isinstance(value, dict | list | tuple):
+        yield f"{name}: container", (type(value), [*value] if isinstance(value, dict) else len(value))
+        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(f"{name}.{key}", each)
+    else:
+        if isinstance(value, Tensor):
+            yield f"{name}: gradient", (value.requires_grad, value.grad)
+        yield name, value.clone() if isinstance(value, Tensor) else value.copy() if hasattr(value, "dtype") else value
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return bool(np.array_equal(a, b)) if isinstance(a, np.ndarray) else a == b

@@ -1,0 +1,16 @@
+"""Models that once failed, as small as they could be made."""
+
+import pytest
+
+from tests.fuzz.checks import failures
+from tests.fuzz.models import Spec, Stream
+
+KEPT = (
+    # A list of lengths beside an image.
+    Spec(1, 2, (Stream("rgb", "image"),), sides=("lengths",)),
+)
+
+
+@pytest.mark.parametrize("spec", KEPT, ids=range(len(KEPT)))
+def test_what_once_failed_does_not(spec: Spec) -> None:
+    assert failures(spec) == []
