@@ -2,16 +2,17 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from multicam.call.marks import Marks
+from multicam.call.samples import Samples
 from multicam.call.tree import leaves, rebuild, resolve
 from multicam.errors import MulticamError, unknown
-
-# Integers beyond these do not survive a float canvas.
-PACKABLE_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16)
 
 
 class Inputs:
@@ -38,8 +39,7 @@ class Inputs:
         self.args = args
         self.kwargs = kwargs
         self._names = tuple(str(i) for i in range(len(args)))
-        self._held: frozenset[str] = frozenset()
-        self._constant: frozenset[str] = frozenset()
+        self._marks = Marks()
 
     @classmethod
     def of(cls, value: Any) -> "Inputs":
@@ -88,11 +88,8 @@ class Inputs:
         bound = self._copy()
         bound._names = tuple(names[: len(self.args)])
         # Names that were marked before the signature was known are still positions.
-        renamed = dict(zip(self._names, bound._names, strict=True))
-        bound._held = frozenset(_renamed(name, renamed) for name in self._held)
-        bound._constant = frozenset(_renamed(name, renamed) for name in self._constant)
-        for name in (*bound._held, *bound._constant):
-            bound.name(name)
+        bound._marks = self._marks.renamed(dict(zip(self._names, bound._names, strict=True)))
+        bound._samples.check()
         return bound
 
     @property
@@ -104,43 +101,20 @@ class Inputs:
     def images(self) -> dict[str, Tensor]:
         """The image leaves by name: `(b … h w)` tensors with a batch axis and at least two spatial axes.
 
-        Integers wider than 16 bits are not images, nor is what `hold` or `constant` marks.
+        Integers wider than 16 bits are not images, nor is what `hold` or `constant` marks, nor what one sample has in a list.
         """
-        marked = {self.name(name) for name in self._held | self._constant}
-        return {name: leaf for name, leaf in self.leaves.items() if is_image(leaf) and name not in marked}
+        return self._samples.images
 
     @property
     def batch(self) -> int:
-        """How many samples the call has: the first axis of its image leaves, else of its first tensor.
+        """How many samples the call has: the first axis of its image leaves, else what `rows` marks has, else its first tensor.
+
+        Of tensors in lists the first counts where there are no others, as they may be of one sample each.
 
         Raises:
             MulticamError: If image leaves disagree, or there is no tensor with a batch axis.
         """
-        images = self.images
-        constant = {self.name(name) for name in self._constant}
-        tensors = images or {
-            name: leaf
-            for name, leaf in self.leaves.items()
-            if isinstance(leaf, Tensor) and leaf.ndim and name not in constant
-        }
-        unbatched = [name for name, leaf in tensors.items() if leaf.ndim == 3 and name.startswith(("image", "img"))]
-        if not images and len(unbatched) > 1:
-            raise MulticamError(
-                f"{self!r}: {unbatched[0]!r} and the others of its list have no batch axis; detectors also take one tensor "
-                "(b c h w), so give torch.stack(images). Images of different sizes are explained one by one, as image[None]"
-            )
-        sizes = {name: leaf.shape[0] for name, leaf in tensors.items()}
-        if not sizes:
-            raise MulticamError(f"the inputs have no tensor with a batch axis: {self!r}")
-        if 0 in sizes.values():
-            raise MulticamError(f"the inputs hold no sample: {self!r}")
-        if images and len(set(sizes.values())) > 1:
-            shapes = ", ".join(f"{name} {tuple(leaf.shape)}" for name, leaf in images.items())
-            raise MulticamError(
-                f"the image inputs differ in batch size: {shapes}; give each the same number of samples, or say "
-                "which of them is the same for every sample with Inputs(…).constant(name)"
-            )
-        return next(iter(sizes.values()))
+        return self._samples.batch
 
     def name(self, short: str) -> str:
         """The full name of the leaf that `short` means; did-you-mean otherwise."""
@@ -151,27 +125,53 @@ class Inputs:
         return resolve("input", short, self.leaves)
 
     def hold(self, *names: str) -> "Inputs":
-        """The same call with these leaves held: carried as they are, never packed and never explained."""
-        return self._mark("_held", names)
+        """The same call with these leaves held: carried as they are, never packed and never explained.
+
+        The name of a container means all leaves in it.
+        """
+        return self._marked(self._marks.adding(held=names))
 
     def constant(self, *names: str) -> "Inputs":
         """The same call with these leaves held and the same for every sample: never repeated with the batch.
 
-        Class prompts `(classes n)` of an image-text model are the usual case.
+        Class prompts `(classes n)` of an image-text model are the usual case, and an image size such as `(16, 16)`. The name of
+        a container means all leaves in it.
         """
-        return self._mark("_constant", names)
+        return self._marked(self._marks.adding(constant=names))
+
+    def rows(self, *names: str) -> "Inputs":
+        """The same call with these lists, tuples and arrays known to have one item for each sample: they follow the samples.
+
+        Methods find it out by passes of the model where it can be seen; this says it. Tensors have one row for each sample
+        anyway: marked by their own names, the tensors in a list tell that it is a list of several inputs.
+
+        Example:
+            >>> import torch
+            >>> Inputs(torch.rand(2, 3, 8, 8), lengths=[12, 9]).rows("lengths").take([1, 1, 0]).kwargs["lengths"]
+            [9, 9, 12]
+        """
+        return self._marked(self._marks.adding(rows=names))
+
+    def only_marked(self) -> "Inputs":
+        """The same call where lists and arrays that `rows` does not mark are known to have no item for each sample."""
+        return self._marked(replace(self._marks, complete=True))
 
     def map(self, exchange: Callable[[str, Any], Any]) -> "Inputs":
         """The same call in fresh containers, each leaf replaced by `exchange(name, leaf)`."""
-        fresh = rebuild(self._named(), exchange)
-        new = self._copy()
-        new.args = tuple(fresh[name] for name in self._names)
-        new.kwargs = {name: fresh[name] for name in self.kwargs}
-        return new
+        return self._with(rebuild(self._named(), exchange))
 
     def replace(self, values: Mapping[str, Any]) -> "Inputs":
-        """The same call with the leaves that `values` names exchanged."""
+        """The same call with the leaves that `values` names exchanged.
+
+        Raises:
+            MulticamError: If a leaf does not exist, or is one sample's own in what `rows` marks.
+        """
         full = {self.name(name): value for name, value in values.items()}
+        for name in full.keys() & self._samples.single:
+            raise MulticamError(
+                f"input {name!r} is one sample's own, as the list that it is in has one item for each sample; if that list is one of "
+                f"several inputs, each with a row for each sample, say so with Inputs(…).rows({name!r}, …)"
+            )
         return self.map(lambda name, leaf: full.get(name, leaf))
 
     def repeat(self, n: int) -> "Inputs":
@@ -189,70 +189,78 @@ class Inputs:
     def take(self, samples: Sequence[int]) -> "Inputs":
         """The same call for these samples, which may come several times.
 
-        Every tensor with the batch size on its first axis follows; scalars and other values stay as they are.
+        Every tensor with the batch size on its first axis follows, and so does what `rows` marks; scalars and other values stay.
 
         Raises:
-            MulticamError: If a tensor has another first axis and is not marked by `constant`.
+            MulticamError: If a tensor has another first axis and is not marked by `constant`, or something is `undecided`.
         """
-        batched = self.batched
-        return self.map(
-            lambda name, leaf: leaf[torch.as_tensor(samples, device=leaf.device)] if name in batched else leaf
-        )
+        moved = self._with(self._samples.take(samples))
+        return moved if self.undecided else moved.only_marked()
 
     @property
     def batched(self) -> dict[str, Tensor]:
-        """The tensors by name that have one row for each sample: all but scalars and what `constant` marks.
+        """The tensors by name that have one row for each sample: all but scalars, what `constant` marks and what one sample has.
 
         Raises:
             MulticamError: If a tensor has another first axis and is not marked by `constant`.
         """
-        batch = self.batch
-        constant = {self.name(name) for name in self._constant}
-        found = {
-            name: leaf
-            for name, leaf in self.leaves.items()
-            if isinstance(leaf, Tensor) and leaf.ndim and name not in constant
-        }
-        for name, leaf in found.items():
-            if leaf.shape[0] != batch:
-                raise MulticamError(
-                    f"cannot tell the samples of input {name!r} of shape {tuple(leaf.shape)} with a batch of {batch}: if it is the "
-                    f"same for every sample, say so with Inputs(…).constant({name!r}); else give it {batch} rows"
-                )
-        return found
+        return self._samples.batched
+
+    @property
+    def listed(self) -> dict[str, Any]:
+        """The lists, tuples and arrays by name that have one item for each sample, as `rows` says.
+
+        Raises:
+            MulticamError: If one has another number of items, or a part of it is marked besides.
+        """
+        return self._samples.listed
+
+    @property
+    def undecided(self) -> dict[str, Any]:
+        """The lists, tuples and arrays by name that may have one item for each sample, or be the same for all.
+
+        They have as many items as there are samples, and no image and nothing that is marked is in them.
+        """
+        return self._samples.undecided
 
     def own(self) -> "Inputs":
-        """The same call with tensors that a model may write into, that carry no gradient and are no inference tensors."""
-        return self.map(lambda name, leaf: own(leaf) if isinstance(leaf, Tensor) else leaf)
+        """The same call with copies of its tensors and arrays; the tensors carry no gradient and are no inference tensors."""
+        return self.map(lambda name, leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else _apart(leaf))
 
     def alike(self, *but: str) -> bool:
-        """Whether all samples have the same content in every tensor other than these."""
-        skip = {self.name(name) for name in (*but, *self._constant)}
-        return all(
-            bool((leaf == leaf[:1]).all())
-            for name, leaf in self.leaves.items()
-            if isinstance(leaf, Tensor) and name not in skip and leaf.ndim and leaf.shape[0] == self.batch
-        )
+        """Whether all samples have the same content, in all that has a row or an item for each of them other than these."""
+        return self._samples.alike({self.name(name) for name in but})
 
     def run(self, model: nn.Module) -> Any:
-        """What `model` returns for this call; it is handed fresh containers."""
-        fresh = self.map(lambda name, leaf: leaf)
+        """What `model` returns for this call; it is handed fresh containers and copies of NumPy arrays."""
+        fresh = self.map(lambda name, leaf: _apart(leaf))
         return model(*fresh.args, **fresh.kwargs)
 
     def __repr__(self) -> str:
-        return f"Inputs({', '.join(f'{name}={_shown(leaf)}' for name, leaf in self.leaves.items())})"
+        return repr(self._samples)
+
+    @property
+    def _samples(self) -> Samples:
+        return Samples(self._named(), self._marks)
 
     def _named(self) -> dict[str, Any]:
         return dict(zip(self._names, self.args, strict=True)) | self.kwargs
 
     def _copy(self) -> "Inputs":
         new = Inputs(*self.args, **self.kwargs)
-        new._names, new._held, new._constant = self._names, self._held, self._constant
+        new._names, new._marks = self._names, self._marks
         return new
 
-    def _mark(self, mark: str, names: tuple[str, ...]) -> "Inputs":
+    def _with(self, named: Mapping[str, Any]) -> "Inputs":
+        """The same call with other values of its arguments."""
         new = self._copy()
-        setattr(new, mark, getattr(self, mark) | frozenset(names))
+        new.args = tuple(named[name] for name in self._names)
+        new.kwargs = {name: named[name] for name in self.kwargs}
+        return new
+
+    def _marked(self, marks: Marks) -> "Inputs":
+        new = self._copy()
+        new._marks = marks
         return new
 
     def _misfit(self, model: str, signature: inspect.Signature, error: TypeError) -> str:
@@ -279,18 +287,6 @@ def as_names(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
     raise MulticamError(f"inputs are named by a string, or several in a list, not by {names!r}")
 
 
-def is_image(leaf: Any) -> bool:
-    """Whether a leaf can be packed and carry a map: `(b … h w)` with a channel axis, of a packable dtype."""
-    return (
-        isinstance(leaf, Tensor)
-        and leaf.layout is torch.strided
-        and not leaf.is_nested
-        and leaf.ndim >= 4
-        and leaf.numel() > 0
-        and (leaf.is_floating_point() or leaf.is_complex() or leaf.dtype in PACKABLE_INTEGERS)
-    )
-
-
 def frames_second(clip: Tensor, frames: int | None = None) -> Tensor:
     """A clip `(b c t h w)`, given as that or as `(b t c h w)`.
 
@@ -309,15 +305,6 @@ def frames_second(clip: Tensor, frames: int | None = None) -> Tensor:
     return clip.transpose(1, 2) if second in (1, 3) and first not in (1, 3) else clip
 
 
-def own(x: Tensor) -> Tensor:
-    """A copy of a tensor without gradient, made only when somebody writes to either: whole inputs are not held twice in memory."""
-    try:
-        lazy: Tensor = torch._lazy_clone(x.detach())
-    except (AttributeError, RuntimeError):  # memory that is not torch's own, such as a NumPy array's
-        return x.detach().clone()
-    return lazy
-
-
 def wide(x: Tensor) -> Tensor:
     """A tensor in single precision at least, in which results are computed and handed out."""
     if x.is_complex():
@@ -325,12 +312,5 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _renamed(name: str, names: Mapping[str, str]) -> str:
-    head, dot, rest = name.partition(".")
-    return names.get(head, head) + dot + rest
-
-
-def _shown(leaf: Any) -> str:
-    if isinstance(leaf, Tensor):
-        return f"{str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}"
-    return repr(leaf) if len(repr(leaf)) <= 40 else type(leaf).__name__
+def _apart(leaf: Any) -> Any:
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf

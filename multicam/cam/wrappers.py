@@ -12,7 +12,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from multicam.call.inputs import Inputs, as_names, is_image
+from multicam.call.inputs import Inputs, as_names
+from multicam.call.samples import is_image
 from multicam.call.scorer import Scorer, TargetLike, as_target
 from multicam.call.targets.scores import ClassScore, TopClass
 from multicam.cam.base import CAM, L

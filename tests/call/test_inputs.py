@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from multicam import Inputs, MulticamError
-from multicam.call.inputs import own
 
 RGB, DEPTH, IDS = torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8), torch.arange(6).view(2, 3)
 
@@ -152,7 +151,7 @@ def test_a_list_of_unbatched_images_is_told_to_stack() -> None:
 def test_own_of_an_inference_tensor_takes_part_in_gradients() -> None:
     with torch.inference_mode():
         x = torch.rand(2, 3)
-    found, weight = own(x), torch.ones(3, requires_grad=True)
+    found, weight = Inputs(x).own().args[0], torch.ones(3, requires_grad=True)
     (found * weight).sum().backward()
     assert torch.equal(weight.grad, x.sum(0))
     found.zero_()

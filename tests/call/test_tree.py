@@ -13,7 +13,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.tokenization_utils_base import BatchEncoding
 
-from multicam.call.tree import leaves, rebuild, resolve
+from multicam.call.tree import leaves, nodes, rebuild, resolve
 from multicam.errors import MulticamError
 
 
@@ -132,3 +132,35 @@ def test_a_short_tail_is_enough_where_it_is_clear() -> None:
         resolve("input", "image", names)
     with pytest.raises(MulticamError, match=r"no input 'batch\.dpth'; did you mean 'batch\.depth'"):
         resolve("input", "batch.dpth", names)
+
+
+@dataclass
+class Meta:
+    lengths: Any
+
+
+@pytest.mark.parametrize("value", [[3, 5], (3, 5), [A], [Meta([3, 5])]], ids=str)
+@pytest.mark.parametrize("kind", [Meta, lambda x: SimpleNamespace(lengths=x)], ids=["dataclass", "namespace"])
+def test_what_only_carries_lists_is_a_container(kind: Any, value: Any) -> None:
+    record = kind(value)
+    assert all(name.startswith("lengths.") for name in leaves(record))
+    fresh = rebuild(record, lambda _, leaf: leaf)
+    assert fresh is not record
+    assert fresh.lengths is not record.lengths
+    assert leaves(Meta(3)).keys() == {""}
+
+
+def test_all_that_is_inside_has_a_path() -> None:
+    value = {"x": [1, (2, 3)], "y": None}
+    assert nodes(value) == {"x": [1, (2, 3)], "x.0": 1, "x.1": (2, 3), "x.1.0": 2, "x.1.1": 3, "y": None}
+
+
+def test_what_is_called_whole_is_not_taken_apart() -> None:
+    value = {"x": [1, (2, 3)], "y": [4]}
+
+    def whole(path: str, inner: Any) -> bool:
+        return path == "x.1" or inner == [4]
+
+    assert leaves(value, whole) == {"x.0": 1, "x.1": (2, 3), "y": [4]}
+    found = rebuild(value, lambda path, leaf: path, whole)
+    assert found == {"x": ["x.0", "x.1"], "y": "y"}
