@@ -17,6 +17,7 @@ from multicam.call.scorer import OutputLike, TargetLike
 from multicam.cam.laying import ONLY, laid, refuse_unseen, shown
 from multicam.errors import MulticamError
 from multicam.maps import Maps
+from multicam.watch.finite import first
 from multicam.watch.layers import Layer, LayerLike, Taps
 from multicam.watch.trace import Site, Trace
 from multicam.watch.undisturbed import unwrapped
@@ -120,13 +121,18 @@ class CAM(ABC, Generic[L]):
         Raises:
             MulticamError: If it is not finite.
         """
+        if not torch.isfinite(site.acts).all():
+            raise MulticamError(
+                f"the activations of layer {shown(site)!r} are NaN or infinite in sample {first(site.acts)}: take another layer; float16 "
+                "weights often overflow, use bfloat16 or float32"
+            )
         saliency = self.saliency(site)
         if not torch.isfinite(saliency).all():
             raise MulticamError(
-                f"{type(self).__name__} of layer {shown(site)!r} is not finite: the model's activations or gradients "
-                "overflow or are NaN (float16 weights often do; use bfloat16 or float32)"
+                f"{type(self).__name__} of layer {shown(site)!r} is not finite in sample {first(saliency)}: its numbers overflow (with "
+                "float16 weights they often do; use bfloat16 or float32)"
             )
-        _warn_if_cancelled(type(self).__name__, site)
+        warn_if_cancelled(type(self).__name__, site)
         return saliency
 
     def __repr__(self) -> str:
@@ -146,7 +152,7 @@ def named_layers(layers: LayerLike | Mapping[str, Any]) -> dict[str, Layer]:
     return {str(name): Layer.of(layer) for name, layer in named.items()}
 
 
-def _warn_if_cancelled(method: str, site: Site) -> None:
+def warn_if_cancelled(method: str, site: Site) -> None:
     """Warn where gradients or activations make a map empty by construction, whatever the model saw."""
     dead = (site.acts.flatten(1) == 0).all(1)
     if dead.any():
@@ -247,6 +253,9 @@ class InputCAM(ABC, Generic[N]):
                 + (", ".join(map(repr, images)) or "none")
             )
         found = self.evidence(call, names, target)
+        for name, density in found.items():
+            if not torch.isfinite(density).all():
+                raise MulticamError(f"{type(self).__name__} of input {name!r} is not finite in sample {first(density)}")
         maps = {short: found[name] if signed else found[name].relu() for short, name in zip(asked, names, strict=True)}
         only = self.single or (self.inputs is None and len(names) == 1)
         return maps[asked[0]] if only else Maps(maps, self.comparable)

@@ -1,15 +1,14 @@
-from .base import ActivationsAndGradients as ActivationsAndGradients, BaseCAM as BaseCAM
+from .activations import ActivationsAndGradients as ActivationsAndGradients
+from .base import BaseCAM as BaseCAM
 from .cams import (
     FEM as FEM,
     KPCA_CAM as KPCA_CAM,
-    SESS as SESS,
     AblationCAM as AblationCAM,
     AblationLayer as AblationLayer,
     AblationLayerFasterRCNN as AblationLayerFasterRCNN,
     AblationLayerVit as AblationLayerVit,
     EigenCAM as EigenCAM,
     EigenGradCAM as EigenGradCAM,
-    FinerCAM as FinerCAM,
     FullGrad as FullGrad,
     GradCAM as GradCAM,
     GradCAMElementWise as GradCAMElementWise,
@@ -17,18 +16,18 @@ from .cams import (
     HiResCAM as HiResCAM,
     LayerCAM as LayerCAM,
     RandomCAM as RandomCAM,
-    RefineCAM as RefineCAM,
     ScoreCAM as ScoreCAM,
     SegEigenCAM as SegEigenCAM,
     ShapleyCAM as ShapleyCAM,
     XGradCAM as XGradCAM,
 )
+from .refining import SESS as SESS, FinerCAM as FinerCAM, RefineCAM as RefineCAM
 from .extras import (
     DeepFeatureFactorization as DeepFeatureFactorization,
     GuidedBackpropReLUModel as GuidedBackpropReLUModel,
     run_dff_on_image as run_dff_on_image,
 )
-from .metrics import (
+from .measures import (
     ARCC as ARCC,
     AveragerAcrossThresholds as AveragerAcrossThresholds,
     CamMultImageConfidenceChange as CamMultImageConfidenceChange,
@@ -60,7 +59,7 @@ from .targets import (
     swinT_reshape_transform as swinT_reshape_transform,
     vit_reshape_transform as vit_reshape_transform,
 )
-from .utils import (
+from .pictures import (
     create_labels_legend as create_labels_legend,
     deprocess_image as deprocess_image,
     find_layer_predicate_recursive as find_layer_predicate_recursive,

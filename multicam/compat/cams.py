@@ -1,93 +1,99 @@
 """pytorch-grad-cam's methods, by their names there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from multicam.call.inputs import Inputs
 from multicam.call.scorer import OutputLike
-from multicam.call.targets.scores import ClassScore, Target, TopClass
-from multicam.cam import components, fullgrad, masking, sess, weighted, wrappers
-from multicam.compat.base import ActivationsAndGradients, BaseCAM, LayerMethod, Layers, ManyPasses, T
-from multicam.compat.targets import Targets, per_image
-from multicam.compat.utils import Array, array, scaled
-from multicam.errors import MulticamError
+from multicam.cam import components, fullgrad, masking, weighted
+from multicam.cam.base import CAM
+from multicam.compat.activations import Layers
+from multicam.compat.base import BaseCAM
+from multicam.compat.formulas import ChannelMethod, Given, ImageMethod
+from multicam.compat.older import spoken
+from multicam.compat.pictures import Array, as_array, scale_cam_image, scaled
+from multicam.errors import MulticamError, at_least_one
+from multicam.watch.layers import Layer
 from multicam.watch.reshape import Reshape
-from multicam.watch.trace import Trace
 
 
-class GradCAM(LayerMethod):
+class GradCAM(ChannelMethod):
     """`multicam.GradCAM`."""
 
-    engine_class = weighted.GradCAM
+    weights_class = weighted.GradCAM
 
 
-class HiResCAM(LayerMethod):
+class HiResCAM(ImageMethod):
     """`multicam.HiResCAM`."""
 
-    engine_class = weighted.HiResCAM
+    image_class = weighted.HiResCAM
 
 
-class GradCAMElementWise(LayerMethod):
+class GradCAMElementWise(ImageMethod):
     """`multicam.GradCAMElementWise`."""
 
-    engine_class = weighted.GradCAMElementWise
+    image_class = weighted.GradCAMElementWise
 
 
-class GradCAMPlusPlus(LayerMethod):
+class GradCAMPlusPlus(ChannelMethod):
     """`multicam.GradCAMPlusPlus`."""
 
-    engine_class = weighted.GradCAMPlusPlus
+    weights_class = weighted.GradCAMPlusPlus
 
 
-class XGradCAM(LayerMethod):
+class XGradCAM(ChannelMethod):
     """`multicam.XGradCAM`."""
 
-    engine_class = weighted.XGradCAM
+    weights_class = weighted.XGradCAM
 
 
-class LayerCAM(LayerMethod):
+class LayerCAM(ImageMethod):
     """`multicam.LayerCAM`."""
 
-    engine_class = weighted.LayerCAM
+    image_class = weighted.LayerCAM
 
 
-class EigenGradCAM(LayerMethod):
+class EigenGradCAM(ImageMethod):
     """`multicam.EigenGradCAM`."""
 
-    engine_class = components.EigenGradCAM
+    image_class = components.EigenGradCAM
 
 
-class SegEigenCAM(LayerMethod):
+class SegEigenCAM(ImageMethod):
     """`multicam.SegEigenCAM`."""
 
-    engine_class = components.SegEigenCAM
+    image_class = components.SegEigenCAM
 
 
-class ShapleyCAM(LayerMethod):
+class ShapleyCAM(ChannelMethod):
     """`multicam.ShapleyCAM`."""
 
-    engine_class = weighted.ShapleyCAM
+    weights_class = weighted.ShapleyCAM
+    unused = dict.fromkeys(
+        ("get_cam_weights", "get_cam_image"),
+        "here steps are given arrays, without the history that second derivatives take; derive from BaseCAM, with "
+        "super().__init__(model, target_layers, compute_input_gradient=True, detach=False)",
+    )
 
 
-class RandomCAM(LayerMethod):
+class RandomCAM(ChannelMethod):
     """`multicam.RandomCAM`, with the same weights in every call."""
 
-    engine_class = weighted.RandomCAM
+    weights_class = weighted.RandomCAM
 
 
-class EigenCAM(LayerMethod):
+class EigenCAM(ImageMethod):
     """`multicam.EigenCAM`."""
 
-    engine_class = components.EigenCAM
-    reads_target = False
+    image_class = components.EigenCAM
+    reads_target = reads_gradients = False
 
 
-class KPCA_CAM(LayerMethod):  # noqa: N801
+class KPCA_CAM(ImageMethod):  # noqa: N801
     """`multicam.KPCACAM`.
 
     Args:
@@ -95,9 +101,10 @@ class KPCA_CAM(LayerMethod):  # noqa: N801
         kernel, gamma: As for `multicam.KPCACAM`.
     """
 
-    engine_class = components.KPCACAM
-    reads_target = False
+    image_class = components.KPCACAM
+    reads_target = reads_gradients = False
 
+    @spoken
     def __init__(
         self,
         model: nn.Module,
@@ -108,10 +115,16 @@ class KPCA_CAM(LayerMethod):  # noqa: N801
         *,
         output: OutputLike = None,
     ) -> None:
-        super().__init__(model, target_layers, reshape_transform, output=output, kernel=kernel, gamma=gamma)
+        self.kernel = kernel
+        self.gamma = gamma
+        super().__init__(model, target_layers, reshape_transform, output=output)
+
+    def options(self) -> dict[str, Any]:
+        """`kernel` and `gamma`."""
+        return {"kernel": self.kernel, "gamma": self.gamma}
 
 
-class FEM(LayerMethod):
+class FEM(ImageMethod):
     """`multicam.FEM`.
 
     Args:
@@ -119,9 +132,10 @@ class FEM(LayerMethod):
         k: How many standard deviations above its mean a channel stands out.
     """
 
-    engine_class = weighted.FEM
-    reads_target = False
+    image_class = weighted.FEM
+    reads_target = reads_gradients = False
 
+    @spoken
     def __init__(
         self,
         model: nn.Module,
@@ -131,13 +145,28 @@ class FEM(LayerMethod):
         *,
         output: OutputLike = None,
     ) -> None:
-        super().__init__(model, target_layers, reshape_transform, output=output, k=k)
+        self.k = k
+        super().__init__(model, target_layers, reshape_transform, output=output)
+
+    def options(self) -> dict[str, Any]:
+        """`k`."""
+        return {"k": self.k}
+
+
+class ManyPasses(ChannelMethod):
+    """A method of `multicam` that runs what-ifs of the model, `batch_size` of them in a pass."""
+
+    reads_gradients = False
+
+    def options(self) -> dict[str, Any]:
+        """`batch_size`."""
+        return {"batch_size": at_least_one("batch_size", self.batch_size)}
 
 
 class ScoreCAM(ManyPasses):
     """`multicam.ScoreCAM`."""
 
-    engine_class = masking.ScoreCAM
+    weights_class = masking.ScoreCAM
 
 
 class AblationLayer:
@@ -162,8 +191,13 @@ class AblationCAM(ManyPasses):
         ratio_channels_to_ablate: Always 1.
     """
 
-    engine_class = masking.AblationCAM
+    weights_class = masking.AblationCAM
+    unused = dict.fromkeys(
+        ("save_activation", "assemble_ablation_scores"),
+        "only what follows the layer runs again, with zeros for a channel; multicam.AblationCAM is one function to write anew",
+    )
 
+    @spoken
     def __init__(
         self,
         model: nn.Module,
@@ -179,8 +213,13 @@ class AblationCAM(ManyPasses):
             raise MulticamError(f"channels are ablated by zeros; {type(ablation_layer).__name__} would not be used")
         if ratio_channels_to_ablate != 1:
             raise MulticamError("all channels are ablated: leave out ratio_channels_to_ablate")
-        super().__init__(model, target_layers, reshape_transform, output=output)
         self.batch_size = batch_size
+        super().__init__(model, target_layers, reshape_transform, output=output)
+
+    def given(self, method: type[CAM], target_layer: Any, activations: Any, grads: Any) -> Given:
+        """As for every method, but channels are ablated from what the layer returned, whatever a step makes of it."""
+        site = super().given(method, target_layer, activations, grads)
+        return replace(site, acts=site.trace.sites[site.name].acts)
 
 
 class FullGrad(BaseCAM):
@@ -191,6 +230,12 @@ class FullGrad(BaseCAM):
         target_layers, reshape_transform: Not used.
     """
 
+    unused = dict.fromkeys(
+        ("get_cam_image", "get_cam_weights", "get_bias_data"),
+        "its map is of all layers together; multicam.CompleteFullGrad has another, and BaseCAM asks for each layer's",
+    )
+
+    @spoken
     def __init__(
         self,
         model: nn.Module,
@@ -199,195 +244,38 @@ class FullGrad(BaseCAM):
         *,
         output: OutputLike = None,
     ) -> None:
-        super().__init__(model, target_layers, reshape_transform, output=output)
+        super().__init__(model, target_layers, reshape_transform, uses_gradients=False, output=output)
 
-    def trace(self, inputs: Inputs, target: Target | None) -> Trace:
-        """The pass that chooses the target."""
-        return Trace(self.model, inputs, {}, target, self.output)
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """None: it looks at all that have a bias."""
+        return {}
 
-    def layer_maps(self, trace: Trace, eigen_smooth: bool) -> Float[Tensor, "layers b *size"]:
-        """The one map that there is."""
+    def compute_cam_per_layer(self, input_tensor: Any, targets: Any, eigen_smooth: bool) -> Any:
+        """The sum of all layers' maps and the image's `(b 1 *size)`."""
+        trace = self._trace
+        if trace is None:
+            raise MulticamError(
+                "FullGrad runs a pass of its own, which somebody else's forward or activations_and_grads is not"
+            )
         name, *others = trace.inputs.images
         if others:
             raise MulticamError(f"the model has several image inputs, {[name, *others]}; see multicam.FullGrad")
         if not eigen_smooth:
             found = fullgrad.FullGrad(self.model, name, output=self.output)(trace.inputs, trace.target)
             assert isinstance(found, Tensor)
-            return found[None]
+            return as_array(found)[:, None]
         image, *layers = fullgrad.full_gradients(self.model, trace.inputs, [name], trace.target, self.output)[name]
         size = tuple(image.shape[2:])
         strengths = [_each_scaled(image, size), *(_each_scaled(x, size).sum(1, keepdim=True) for x in layers)]
         # At an eighth of the size, as pytorch-grad-cam does: the component of many maps.
         coarse = _each_scaled(torch.cat(strengths, 1), [max(side // 8, 1) for side in size])
-        return scaled(components.first_component(coarse), size)[None]
+        return as_array(scaled(components.first_component(coarse), size))[:, None]
+
+    def aggregate_multi_layers(self, cam_per_target_layer: Any) -> Array:
+        """The sum of the maps, scaled."""
+        return scale_cam_image(cam_per_target_layer.sum(axis=1))
 
 
 def _each_scaled(x: Float[Tensor, "b c *grid"], size: Sequence[int]) -> Float[Tensor, "b c *size"]:
     return scaled(x.abs().flatten(0, 1), size).view(*x.shape[:2], *size)
-
-
-class Refined:
-    """What refines the maps of a base method.
-
-    Args:
-        base_cam: The base method.
-    """
-
-    def __init__(self, base_cam: LayerMethod) -> None:
-        self.base_cam = base_cam
-
-    @property
-    def activations_and_grads(self) -> ActivationsAndGradients:
-        """As for `BaseCAM`."""
-        return self.base_cam.activations_and_grads
-
-    def __enter__(self: T) -> T:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """As for `BaseCAM`."""
-
-
-class FinerCAM(Refined):
-    """`multicam.FinerCAM` of another method.
-
-    Args:
-        model, target_layers, reshape_transform: As for `BaseCAM`.
-        base_method: The class of the method.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        target_layers: Layers,
-        reshape_transform: Reshape | None = None,
-        base_method: type[LayerMethod] = GradCAM,
-    ) -> None:
-        super().__init__(base_method(model, target_layers, reshape_transform))
-
-    def __call__(
-        self,
-        input_tensor: Any,
-        targets: Targets = None,
-        eigen_smooth: bool = False,
-        alpha: float = 1.0,
-        comparison_categories: Sequence[int] | None = None,
-        target_idx: int | None = None,
-        *,
-        aug_smooth: bool = False,
-    ) -> Array:
-        """The maps `(b *size)`.
-
-        Args:
-            input_tensor: As for a call of `BaseCAM`.
-            targets: As for a call of `BaseCAM`, which then decide alone.
-            eigen_smooth: As for a call of `BaseCAM`.
-            aug_smooth: As for a call of `BaseCAM`.
-            alpha: How much the similar classes count.
-            comparison_categories: Which of them, as ranks from 1, the most similar; those that a model has.
-            target_idx: The class to explain; None: each image's top class.
-        """
-        inputs = self.base_cam.bound(input_tensor)
-        main = TopClass() if target_idx is None else ClassScore(target_idx)
-        similar = tuple((1, 2, 3) if comparison_categories is None else comparison_categories)
-        target = per_image(targets, inputs.batch) or Finer(main, alpha, similar)
-        return self.base_cam.explained(inputs, target, aug_smooth, eigen_smooth)
-
-
-@dataclass(frozen=True)
-class Finer:
-    """The target of Finer-CAM, with as many similar classes as there are."""
-
-    main: ClassScore | TopClass
-    alpha: float
-    similar: tuple[int, ...]
-
-    def __call__(self, output: Any) -> Float[Tensor, " b"]:
-        """The scores `(b,)`."""
-        return self.pin(output)(output)
-
-    def pin(self, output: Any) -> wrappers.FinerContrast:
-        """The target with its classes chosen."""
-        self.main(output)  # refuses outputs without classes
-        there = tuple(rank for rank in self.similar if rank < output.shape[1])
-        if not there:
-            raise MulticamError(f"FinerCAM compares classes, but the output has {output.shape[1]} in all")
-        return wrappers.FinerScore(self.main, self.alpha, there).pin(output)
-
-
-class RefineCAM(Refined):
-    """The product of the layers' maps, each scaled; `multicam.RefineCAM` is this without the scaling.
-
-    Args:
-        model, target_layers, reshape_transform: As for `BaseCAM`.
-        base_method: The class of the method.
-        **kwargs: What else it takes.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        target_layers: Layers,
-        reshape_transform: Reshape | None = None,
-        base_method: type[LayerMethod] = GradCAMPlusPlus,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(base_method(model, target_layers, reshape_transform, **kwargs))
-        self.base_cam.fuse = lambda maps: torch.stack([scaled(m) for m in maps]).prod(0)
-
-    def __call__(
-        self, input_tensor: Any, targets: Targets = None, eigen_smooth: bool = False, *, aug_smooth: bool = False
-    ) -> Array:
-        """The maps `(b *size)`; call it as a `BaseCAM`."""
-        return self.base_cam(input_tensor, targets, aug_smooth, eigen_smooth)
-
-
-class SESS(Refined):
-    """`multicam.SESS` of another method.
-
-    Args:
-        model, target_layers, reshape_transform: As for `BaseCAM`.
-        base_method: The class of the method.
-        scales: The lengths to which the shorter side is enlarged; None: `num_scales`, each `scale_step_ratio` longer.
-        num_scales, scale_step_ratio: As said.
-        step_size: From one window to the next, in pixels; None: the shorter side.
-        smooth: Blur the result.
-        batch_size: How many windows the model is given at once.
-        **kwargs: What else the method takes.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        target_layers: Layers,
-        reshape_transform: Reshape | None = None,
-        base_method: type[LayerMethod] = GradCAM,
-        scales: Sequence[int] | None = None,
-        num_scales: int = 12,
-        scale_step_ratio: float = 2 / 7,
-        *,
-        step_size: int | None = None,
-        smooth: bool = True,
-        batch_size: int = 32,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(base_method(model, target_layers, reshape_transform, **kwargs))
-        self.scales = scales
-        self.ratios = tuple(1 + scale_step_ratio * i for i in range(num_scales))
-        self.step_size = step_size
-        self.smooth = smooth
-        self.batch_size = batch_size
-
-    def __call__(self, input_tensor: Any, targets: Targets = None, eigen_smooth: bool = False) -> Array:
-        """The maps `(b *size)`; call it as a `BaseCAM`."""
-        inputs = self.base_cam.bound(input_tensor)
-        side = min(next(iter(inputs.images.values())).shape[-2:])
-        engine = sess.SESS(
-            self.base_cam.smoothed() if eigen_smooth else self.base_cam.engine,
-            scales=self.ratios if self.scales is None else [scale / side for scale in self.scales],
-            step=1.0 if self.step_size is None else self.step_size / side,
-            smooth=self.smooth,
-            batch_size=self.batch_size,
-        )
-        maps = engine.maps(engine.trace(inputs, per_image(targets, inputs.batch)))
-        return array(scaled(torch.stack([scaled(m) for m in maps.values()]).mean(0)))

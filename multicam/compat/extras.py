@@ -10,7 +10,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from multicam.compat.base import named_layers
-from multicam.compat.utils import array, create_labels_legend, scaled, show_factorization_on_image
+from multicam.compat.older import refuse_elsewhere, spoken
+from multicam.compat.pictures import array, create_labels_legend, scaled, show_factorization_on_image
+from multicam.compat.subclasses import Checked, foreign
 from multicam.inside.concepts import factorize
 from multicam.saliency.gradients import guided_backprop
 from multicam.watch.layers import LayerLike
@@ -18,7 +20,7 @@ from multicam.watch.reshape import Reshape
 from multicam.watch.undisturbed import unwrapped
 
 
-class GuidedBackpropReLUModel:
+class GuidedBackpropReLUModel(Checked):
     """Guided backpropagation: the gradient by the image, passing through each ReLU only where it is positive.
 
     Springenberg et al. 2014, arXiv:1412.6806, section 3.4.
@@ -33,17 +35,48 @@ class GuidedBackpropReLUModel:
         (16, 16, 3)
     """
 
-    def __init__(self, model: nn.Module, device: torch.device | str | None = None) -> None:
-        self.model = unwrapped(model)
-        self.device = next((p.device for p in model.parameters()), None) if device is None else device
+    unused = dict.fromkeys(
+        ("recursive_replace_relu_with_guidedrelu", "recursive_replace_guidedrelu_with_relu"),
+        "no ReLU is replaced; every one is guided, whatever way it is written",
+    )
 
+    @spoken
+    def __init__(self, model: nn.Module, device: torch.device | str | None = None) -> None:
+        refuse_elsewhere(model, "device", device)
+        self.model = unwrapped(model)
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+    def forward(self, input_img: Tensor) -> Any:
+        """The output that the class is of; a subclass may say another."""
+        return self.model(input_img)
+
+    @spoken
     def __call__(
         self, input_img: Float[Tensor, "b c h w"], target_category: int | None = None
     ) -> Float[np.ndarray, "h w c"]:
         """The guided gradient of the first image's class."""
         image = input_img[:1].to(self.device)
-        (gradient,) = guided_backprop(self.model, image, target_category).values()
+        model = Forward(self.model, self.forward) if foreign(type(self), "forward") else self.model
+        (gradient,) = guided_backprop(model, image, target_category).values()
         return array(rearrange(gradient, "1 c h w -> h w c"))
+
+
+class Forward(nn.Module):
+    """A model that is run by a function of somebody else's.
+
+    Args:
+        model: The model that the function runs.
+        run: From the image to the output.
+    """
+
+    def __init__(self, model: nn.Module, run: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.run = run
+
+    def forward(self, x: Tensor) -> Any:
+        """What the function returns."""
+        return self.run(x)
 
 
 class DeepFeatureFactorization:
@@ -56,6 +89,7 @@ class DeepFeatureFactorization:
         computation_on_concepts: What the model does behind the layer, such as its head.
     """
 
+    @spoken
     def __init__(
         self,
         model: nn.Module,

@@ -1,8 +1,10 @@
 """pytorch-grad-cam's targets and reshapes, by their names there, and what a list with one target for each image means."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,7 @@ from multicam.call.tree import rebuild
 from multicam.errors import MulticamError
 from multicam.watch.reshape import tokens
 
-Targets = Sequence[Callable[[Any], Tensor]] | None
+Targets = SupportsIndex | Iterable[Callable[[Any], Tensor] | SupportsIndex] | None
 
 
 # Targets. Each is called with the output for one image, and also takes that of a batch.
@@ -148,24 +150,52 @@ class FinerWeightedTarget:
         return model_output[..., self.main_category] - self.alpha * (others.softmax(-1) * others).sum(-1)
 
 
-def per_image(targets: Targets, batch: int) -> Target | None:
-    """The target that a list with one callable for each image means.
+def each_target(targets: Targets, batch: int) -> list[Callable[[Any], Tensor]] | None:
+    """The target of each image; a class, for each image or for all, stands for its score.
 
     Raises:
-        MulticamError: If there are more or fewer than images, or one is not callable.
+        MulticamError: If there are more or fewer than images, or one is no target.
     """
     if targets is None:
         return None
+    if isinstance(targets, SupportsIndex) and not isinstance(targets, bool) and not getattr(targets, "ndim", 0):
+        return [_target(targets)] * batch
     if isinstance(targets, str | Mapping) or callable(targets) or not isinstance(targets, Iterable):
         raise MulticamError(f"targets is a list with one target for each image, not {targets!r}")
-    each = tuple(targets)
-    wrong = [target for target in each if isinstance(target, type) or not callable(target)]
-    if wrong:
-        raise MulticamError(f"a target is a callable such as ClassifierOutputTarget(281), not {wrong[0]!r}")
+    each = [_target(target) for target in targets]
     if len(each) != batch:
         raise MulticamError(f"{len(each)} targets for {batch} images; give one for each image, in their order")
+    return each
+
+
+def _target(given: Any) -> Callable[[Any], Tensor]:
+    if isinstance(given, SupportsIndex) and not isinstance(given, bool | type):
+        with suppress(TypeError):  # a float in a tensor or an array
+            return ClassifierOutputTarget(index(given))
+    if isinstance(given, type) or not callable(given):
+        raise MulticamError(f"a target is a callable such as ClassifierOutputTarget(281), or a class, not {given!r}")
+    made: Callable[[Any], Tensor] = given
+    return made
+
+
+def per_image(targets: Targets, batch: int) -> Target | None:
+    """The target that a list with one target for each image means.
+
+    Raises:
+        MulticamError: As `each_target`.
+    """
+    each = each_target(targets, batch)
+    if each is None:
+        return None
     classes = [target.category for target in each if type(target) is ClassifierOutputTarget]
-    return ClassScore(classes) if len(classes) == batch else PerImage(each)
+    return ClassScore(classes) if len(classes) == batch else PerImage(tuple(each))
+
+
+def chosen(target: Target, batch: int) -> list[Callable[[Any], Tensor]] | None:
+    """The target of each image that a pass chose: its top class; None where it chose nothing of the kind."""
+    if isinstance(target, ClassScore) and isinstance(target.index, tuple) and len(target.index) == batch:
+        return [ClassifierOutputTarget(category) for category in target.index]
+    return None
 
 
 @dataclass(frozen=True)

@@ -16,31 +16,30 @@ from tests.helpers.models import Branch, Fusion, fusion_inputs
 pytestmark = pytest.mark.filterwarnings("ignore:the .* map of layer:UserWarning")
 
 
-class Counted(nn.Module):
-    """A convolution whose channels are switched off, and what follows it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder, self.head = Branch(3, 12), nn.Linear(12, 4)
-        self.sizes: list[int] = []
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        features = self.encoder(x).mean((2, 3))
-        self.sizes.append(len(features))
-        return self.head(features)
-
-
 @pytest.mark.parametrize("name", ["ScoreCAM", "AblationCAM"])
 def test_the_size_of_a_batch_may_change_between_calls(name: str) -> None:
+    sizes: list[int] = []  # not the model's, whose attributes a pass leaves as they were
+
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.head = Branch(3, 12), nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = self.encoder(x).mean((2, 3))
+            sizes.append(len(features))
+            return self.head(features)
+
     model, x = seeded(Counted), torch.rand(1, 3, 16, 16)
     cam = getattr(compat, name)(model, [model.encoder])
     for size, largest in ((32, 12), (5, 5)):
         cam.batch_size = size
-        model.sizes.clear()
+        sizes.clear()
         cam(x)
-        assert max(model.sizes) == largest and cam.batch_size == size
+        assert max(sizes) == largest and cam.batch_size == size
+    cam.batch_size = 0
     with pytest.raises(MulticamError, match="batch_size must be a whole number of at least 1, not 0"):
-        cam.batch_size = 0
+        cam(x)
 
 
 def test_operations_in_place_do_not_reach_the_map() -> None:

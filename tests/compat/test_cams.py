@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import pytorch_grad_cam as peer
-import torch
-import torch.nn.functional as F
 from beartype.roar import BeartypeCallHintViolation
 from torch import Tensor, nn
 
 from multicam import MulticamError, compat
-from tests.helpers.drop_in import METHODS, Large, Net, ViT, images, resnet, seeded
+from tests.helpers.drop_in import METHODS, Large, Net, Soft, ViT, images, linear_zoom, resnet, seeded
 
 SIGNED_BY_CHANCE = [
     "base_cam",
@@ -31,13 +29,6 @@ pytestmark = [
         "ignore:Exception ignored in. <function BaseCAM:pytest.PytestUnraisableExceptionWarning"
     ),
 ]
-
-
-class Soft(Large):
-    """A probability, whose curvature makes Shapley-CAM differ from Grad-CAM."""
-
-    def __call__(self, output: Tensor) -> Tensor:
-        return 1000 * output.softmax(-1)[self.category]
 
 
 def targets_for(name: str) -> list[Callable[[Tensor], Tensor]]:
@@ -68,11 +59,7 @@ def their_signs(monkeypatch: pytest.MonkeyPatch) -> None:
 def their_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let pytorch-grad-cam enlarge volumes and Score-CAM's masks linearly between the centres of cells, as it does maps."""
 
-    def zoomed(x: np.ndarray, factors: list[float]) -> np.ndarray:
-        size = [round(side * factor) for side, factor in zip(x.shape, factors, strict=True)]
-        return F.interpolate(torch.from_numpy(x)[None, None], size, mode="trilinear")[0, 0].numpy()
-
-    monkeypatch.setattr("pytorch_grad_cam.utils.image.zoom", zoomed)
+    monkeypatch.setattr("pytorch_grad_cam.utils.image.zoom", linear_zoom)
     monkeypatch.setattr(nn, "UpsamplingBilinear2d", lambda size: nn.Upsample(size=size, mode="bilinear"))
 
 
@@ -125,32 +112,6 @@ def test_without_targets_the_top_class_is_explained_as_there(name: str) -> None:
     assert np.abs(ours - theirs).max() < 1e-4
 
 
-@pytest.mark.parametrize("categories", [None, [1, 4]])
-def test_finer_cam_is_theirs(categories: list[int] | None) -> None:
-    model, x = seeded(Net), images(2, 3, 24, 28)
-    call = {"alpha": 0.6, "comparison_categories": categories}
-    ours = compat.FinerCAM(model, [model.third], base_method=compat.HiResCAM)(x, **call)
-    theirs = peer.FinerCAM(model, [model.third], base_method=peer.HiResCAM)(x, **call)
-    assert np.abs(ours - theirs).max() < 1e-4
-
-
-def test_refine_cam_is_theirs() -> None:
-    model, x = seeded(Net), images(2, 3, 24, 28)
-    layers = [model.second, model.third]
-    ours = compat.RefineCAM(model, layers, base_method=compat.LayerCAM)(x, [Large(3), Large(4)])
-    theirs = peer.RefineCAM(model, layers, base_method=peer.LayerCAM)(x, [Large(3), Large(4)])
-    assert np.abs(ours - theirs).max() < 1e-4
-
-
-def test_sess_is_nearly_theirs() -> None:
-    model, x = seeded(Net), images(2, 3, 24, 24)
-    targets = [compat.ClassifierOutputTarget(3)] * 2
-    options = {"base_method": compat.LayerCAM, "scales": [24, 36, 50], "step_size": 12}
-    ours = compat.SESS(model, [model.third], **options)(x, targets)
-    theirs = peer.SESS(model, [model.third], **options | {"base_method": peer.LayerCAM})(x, targets)
-    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.95
-
-
 def test_every_name_of_the_library_is_there() -> None:
     public = {name for name, value in vars(peer).items() if callable(value)}
     assert public <= set(compat.__all__)
@@ -185,13 +146,6 @@ def test_grad_cam_plus_plus_does_not_depend_on_the_size_of_small_gradients() -> 
         for module in (compat, peer)
     )
     assert ours.max() < 0.05 < theirs.max()
-
-
-def test_refine_cam_smooths_as_it_says() -> None:
-    model, x = seeded(Net), images(1, 3, 16, 16)
-    cam = compat.RefineCAM(model, [model.second, model.third], base_method=compat.HiResCAM)
-    plain, eigen, augmented = cam(x), cam(x, None, True), cam(x, aug_smooth=True)
-    assert np.abs(plain - eigen).max() > 1e-3 < np.abs(eigen - augmented).max()
 
 
 def test_full_grad_needs_no_order_of_definition() -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytorch_grad_cam as peer
+from torch import Tensor
 
 from multicam import compat
 from tests.helpers.drop_in import Net, images, resnet, seeded
@@ -17,6 +18,21 @@ def test_guided_backpropagation_is_theirs_and_leaves_the_model_alone() -> None:
     theirs = peer.GuidedBackpropReLUModel(model)(x.clone(), target_category=3)
     assert np.array_equal(ours, again)
     assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+
+
+def test_guided_backpropagation_runs_the_model_as_a_subclass_says() -> None:
+    found = []
+    for m in (compat, peer):
+
+        class Second(m.GuidedBackpropReLUModel):
+            def forward(self, input_img: Tensor) -> Tensor:
+                return super().forward(input_img.flip(3)).softmax(1)
+
+        model, x = seeded(resnet), images(1, 3, 32, 32)
+        found.append(Second(model)(x, 3))
+    assert np.abs(found[0] - found[1]).max() < 1e-5 * np.abs(found[1]).max()
+    plain = compat.GuidedBackpropReLUModel(seeded(resnet))(images(1, 3, 32, 32), 3)
+    assert np.abs(found[0] - plain).max() > 0.1 * np.abs(plain).max()
 
 
 def test_deep_feature_factorization_finds_what_theirs_finds() -> None:

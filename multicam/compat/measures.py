@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
+from multicam.compat.older import spoken
 from multicam.compat.targets import Targets, per_image
 from multicam.metrics.imputing import impute
 from multicam.watch.trace import Trace
@@ -88,6 +89,7 @@ class NoisyLinearImputer:
         seed: Of the noise.
     """
 
+    @spoken
     def __init__(self, noise: float = 0.01, *, seed: int = 0) -> None:
         self.noise = noise
         self.seed = seed

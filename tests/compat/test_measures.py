@@ -21,7 +21,7 @@ TARGETS = [compat.ClassifierOutputSoftmaxTarget(3), compat.ClassifierOutputSoftm
 def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(road.NoisyLinearImputer.__init__, "__defaults__", (0.0, road.neighbors_weights))
     monkeypatch.setattr(compat.NoisyLinearImputer.__init__, "__defaults__", (0.0,), raising=False)
-    monkeypatch.setattr("multicam.compat.metrics.NoisyLinearImputer", lambda: compat.NoisyLinearImputer(0.0))
+    monkeypatch.setattr("multicam.compat.measures.NoisyLinearImputer", lambda: compat.NoisyLinearImputer(0.0))
 
 
 def maps(b: int = 2) -> np.ndarray:

@@ -25,6 +25,15 @@ def array(x: Tensor) -> Array:
     return np.asarray(x.detach().float().cpu().numpy())
 
 
+def as_array(x: Any) -> Array:
+    """A tensor or what NumPy takes as an array of floats, float64 where it is."""
+    if isinstance(x, Tensor):
+        x = x.detach().cpu()
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    found = np.asarray(x)
+    return found if found.dtype in (np.float32, np.float64) else found.astype(np.float32)
+
+
 def scale_cam_image(
     cam: Float[np.ndarray, "b *grid"], target_size: Sequence[int] | None = None
 ) -> Float[np.ndarray, "b *size"]:
