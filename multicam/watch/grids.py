@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from multicam.errors import MulticamError
+from multicam.watch.hooks import after
 from multicam.watch.reshape import Grid, Reshape, as_it_is, channels_last, tokens
 
 # Parameters that hold tokens put in front of the patch tokens, and those that hold learned queries, as timm, torchvision
@@ -88,7 +89,7 @@ class Grids:
         with ExitStack() as hooks:
             for path, module in self._paths.items():
                 if isinstance(module, GRID_MODULES):
-                    hooks.enter_context(module.register_forward_hook(returned(path)))
+                    hooks.enter_context(after(module, returned(path)))
             yield grids
 
     def reshape(

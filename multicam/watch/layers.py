@@ -14,6 +14,7 @@ from multicam.call.inputs import wide
 from multicam.call.tree import leaves, rebuild, resolve
 from multicam.errors import MulticamError, unknown
 from multicam.watch.grids import Grids
+from multicam.watch.hooks import after
 from multicam.watch.reshape import Reshape
 from multicam.watch.undisturbed import module_by_module, module_paths, unwrapped
 
@@ -172,11 +173,11 @@ class Taps:
             return receive(i, tap, x)
 
         with ExitStack() as hooks:
-            seen = hooks.enter_context(self._grids.watch())
             if taps:
                 hooks.enter_context(module_by_module())
             for module in {id(tap.module): tap.module for tap in taps}.values():
-                hooks.enter_context(module.register_forward_hook(tapped))
+                hooks.enter_context(after(module, tapped))
+            seen = hooks.enter_context(self._grids.watch())  # who comes last is told first
             yield taps
         for tap in taps:
             self._check_calls(tap)

@@ -3,6 +3,7 @@
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from multicam.call.tree import leaves
 from multicam.errors import MulticamError
 from multicam.printing import aligned
 from multicam.watch.grids import Grids
+from multicam.watch.hooks import after
 from multicam.watch.layers import Layer, Tap
 from multicam.watch.reshape import Grid
 from multicam.watch.undisturbed import module_paths, undisturbed, unwrapped
@@ -92,9 +94,8 @@ def _watch(model: nn.Module, call: Inputs, source: str | None) -> list[LayerInfo
         return leaf.requires_grad_().clone() if name == source else leaf
 
     with undisturbed(model, graph=True), ExitStack() as hooks:
-        seen = hooks.enter_context(grids.watch())
 
-        def called(path: str, module: nn.Module, output: Any) -> None:
+        def called(path: str, module: nn.Module, _: Any, output: Any) -> None:
             tap = Tap(Layer(path, call=counts[path]), path, module)
             counts[path] += 1
             tensors = {key: leaf for key, leaf in leaves(output).items() if isinstance(leaf, Tensor)}
@@ -112,9 +113,8 @@ def _watch(model: nn.Module, call: Inputs, source: str | None) -> list[LayerInfo
 
         for path, module in model.named_modules():
             if path:
-                hooks.enter_context(
-                    module.register_forward_hook(lambda m, _, output, path=path: called(path, m, output))
-                )
+                hooks.enter_context(after(module, partial(called, path)))
+        seen = hooks.enter_context(grids.watch())  # who comes last is told first
         call.own().map(with_gradient).run(model)
     return [info if counts[info.path] == 1 else replace(info, path=tap.label) for tap, info in found]
 

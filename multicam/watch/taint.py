@@ -1,16 +1,18 @@
 """Which tensors of a pass are computed from given ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch._ops import HigherOrderOperator
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from multicam.call.tree import leaves
+from multicam.watch.memory import has_memory, written_arguments
 
 
 class Taint(TorchDispatchMode):
@@ -18,12 +20,14 @@ class Taint(TorchDispatchMode):
 
     A mark belongs to memory and not to a tensor, so views and operations in place carry it. Once a marked value became a number or
     a shape, anything may depend on it, and everything that follows counts as marked. Marks have colours, the bits of a number,
-    so that one pass tells what depends on which of several things.
+    so that one pass tells what depends on which of several things. Memory that comes into a pass from nowhere, made out of sight by another thread or
+    by a kernel that PyTorch does not know, may depend on all that is marked, and counts as that.
 
     Example:
         >>> x, y = torch.rand(3), torch.rand(3)
         >>> taint = Taint()
         >>> taint.mark(x)
+        >>> taint.know([y])
         >>> with taint:
         ...     z = x.argmax() + y
         >>> taint.colours(z), taint.colours([y])
@@ -37,8 +41,13 @@ class Taint(TorchDispatchMode):
         self._marked = 0  # all colours that were given
         self.touched: Callable[[int], None] = lambda colours: None  # called for every operation on something marked
         self._memory: dict[int, int] = {}
+        self._addresses: dict[int, StorageWeakRef] = {}  # while they are there, no other memory has the address
         self._escaped = 0
         self._exits = _Exits(self)
+
+    def know(self, tensors: Iterable[Tensor]) -> None:
+        """These were there before, and depend on nothing."""
+        self._paint(list(tensors), 0)
 
     def mark(self, *tensors: Tensor, colours: int = 1) -> None:
         """Mark these tensors."""
@@ -68,29 +77,33 @@ class Taint(TorchDispatchMode):
     def _held(self, value: Any) -> int:
         found = 0
         for memory in _memory(value):
-            found |= self._memory.get(memory, 0)
+            if memory._cdata not in self._memory:
+                self._take(memory, self._marked)
+            found |= self._memory[memory._cdata]
         return found
 
     def _paint(self, value: Any, colours: int) -> None:
         for memory in _memory(value):
-            self._memory[memory] = self._memory.get(memory, 0) | colours
+            self._take(memory, self._memory.get(memory._cdata, 0) | colours)
+
+    def _take(self, memory: UntypedStorage, colours: int) -> None:
+        self._memory[memory._cdata] = colours
+        if memory._cdata not in self._addresses:
+            self._addresses[memory._cdata] = StorageWeakRef(memory)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator):
-            return self._higher(func, args, kwargs or {})
-        given = (args, kwargs or {})
-        colours = self._escaped | self._held(given)
-        returned = func(*args, **(kwargs or {}))
+            return self._higher(func, args, kwargs)
+        made_here = func is torch.ops.aten.lift_fresh.default  # of numbers of Python's
+        colours = self._escaped | (0 if made_here else self._held((args, kwargs)))
+        returned = func(*args, **kwargs)
         if not colours:
-            # Freed memory is used again.
-            for memory in _memory(returned):
-                self._memory.pop(memory, None)
+            self._paint(returned, 0)
             return returned
-        fresh = _memory(returned) - _memory(given)
-        self._memory |= dict.fromkeys(fresh, colours)
         self._paint(returned, colours)
-        if func._schema.is_mutable:
-            self._paint(_written(func, args, kwargs or {}), colours)
+        for place, name in written_arguments(func):
+            self._paint(args[place] if place < len(args) else kwargs.get(name), colours)
         leaked = any(
             isinstance(x, bool | int | float | complex) or (isinstance(x, Tensor) and not has_memory(x))
             for x in tree_leaves(returned)
@@ -123,22 +136,5 @@ class _Exits(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def has_memory(x: Tensor) -> bool:
-    """Whether a tensor is plain memory: neither sparse nor nested, nor the wrapper of a function transform."""
-    if x.layout is not torch.strided or x.is_nested:
-        return False
-    try:
-        x.untyped_storage()
-    except NotImplementedError:
-        return False
-    return True
-
-
-def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
-    """The arguments that an operation writes into."""
-    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
-    return [given.get(a.name) for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-
-
-def _memory(value: Any) -> set[int]:
-    return {x.untyped_storage()._cdata for x in tree_leaves(value) if isinstance(x, Tensor) and has_memory(x)}
+def _memory(value: Any) -> list[UntypedStorage]:
+    return [x.untyped_storage() for x in tree_leaves(value) if isinstance(x, Tensor) and has_memory(x)]

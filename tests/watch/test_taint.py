@@ -3,6 +3,7 @@
 Marks are those of one thread: what other threads compute, and what is written through a pointer, is not seen.
 """
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multicam.watch.taint import Taint, has_memory
+from multicam.watch.memory import has_memory
+from multicam.watch.taint import Taint
 
 X, Y = 1, 2  # the colours of the two tensors that the programs below are given
 Program = Callable[[Tensor, Tensor], object]
@@ -134,6 +136,7 @@ def test_once_a_value_became_a_number_everything_after_it_counts() -> None:
     x, y = tensors()
     taint = Taint()
     taint.mark(x)
+    taint.know([y])
     with taint:
         before = y + 1
         assert taint.colours(before) == 0
@@ -156,17 +159,34 @@ def test_memory_that_is_freed_and_used_again_has_its_new_colours_alone() -> None
     taint = Taint()
     taint.mark(x, colours=X)
     taint.mark(y, colours=Y)
+    taint.know([other])
     last: dict[int, int] = {}
     changed = set()
     with taint:
         for source, colour in [(x, X), (y, Y), (other, 0)] * 20:
             several = [source + i for i in range(50)]
             assert {taint.colours(z) for z in several} == {colour}
-            places = {z.untyped_storage()._cdata for z in several}
+            places = {z.data_ptr() for z in several}
             changed |= {(last[place], colour) for place in places & last.keys()}
             last |= dict.fromkeys(places, colour)
             del several
     assert changed >= {(X, Y), (Y, 0), (0, X)}  # else nothing was shown
+
+
+def test_memory_from_nowhere_counts_as_all_that_is_marked() -> None:
+    x, y = tensors()
+    taint = Taint()
+    taint.mark(x, colours=X)
+    taint.mark(y, colours=Y)
+    made: list[Tensor] = []
+    thread = threading.Thread(target=lambda: made.append(x * 2))
+    with taint:
+        thread.start()
+        thread.join()
+        z = made[0] + 1
+        constant = torch.tensor([1.0, 2.0]) + torch.zeros(2)
+    assert taint.colours(z) == X | Y
+    assert taint.colours(constant) == 0
 
 
 def test_touched_hears_of_every_operation_on_something_marked_and_of_no_other() -> None:
@@ -191,7 +211,9 @@ def test_nothing_is_seen_behind_the_context() -> None:
     taint.mark(x)
     with taint:
         pass
-    assert taint.colours(x.tolist()) == taint.colours(x + 1) == 0
+    assert taint.colours(x.tolist()) == 0
+    x.argmax().item()
+    assert taint.colours(2) == 0
     assert taint.colours(x) == 1
 
 
@@ -203,6 +225,7 @@ def test_an_operator_of_higher_order_may_depend_on_all_that_is_marked() -> None:
     taint = Taint()
     taint.mark(x, colours=X)
     taint.mark(y, colours=Y)
+    taint.know([q])
     # The function closes over y, which is among the arguments of no operation.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), taint:
         z = flex_attention(q, q, x, lambda score, b, h, i, k: score + y[k])
