@@ -6,12 +6,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from multicam.call.tree import leaves
+from multicam.watch.hooks import after, before
+from multicam.watch.threads import works
 
 Key = tuple[int, int]  # the id of a module, and which call of it
 
@@ -129,29 +132,43 @@ def every_call(
     with ExitStack() as hooks:
         for module in model.modules():
             if not isinstance(module, torch.jit.ScriptModule):  # nothing in it is a module's call
-                hooks.enter_context(module.register_forward_pre_hook(called, with_kwargs=True))
-                hooks.enter_context(module.register_forward_hook(lambda m, args, output: end(output)))
+                hooks.enter_context(before(module, called))
+                hooks.enter_context(after(module, lambda m, args, output: end(output)))
         yield
 
 
 @contextmanager
 def skipping(calls: Mapping[Key, ModuleCall], returned: Callable[[ModuleCall], Any]) -> Iterator[None]:
-    """Let the recorded calls, by their modules' ids and numbers, not run in the block: `returned(call)` is what they return."""
+    """Let the recorded calls, by their modules' ids and numbers, not run in the block: `returned(call)` is what they return.
+
+    A module's `forward` is skipped, and hooks see what it would have returned: who keeps that for other modules keeps it again.
+    """
     seen: Counter[int] = Counter()
+    pending: dict[int, ModuleCall] = {}
 
     def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        call = calls.get((id(module), seen[id(module)]))
-        if call is None:
-            seen[id(module)] += 1
-            return nn.Module._call_impl(module, *args, **kwargs)  # type: ignore[no-untyped-call]
-        seen.update(call.inside)
-        return returned(call)
+        if works((args, kwargs)):
+            call = calls.get((id(module), seen[id(module)]))
+            if call is None:
+                seen[id(module)] += 1
+            else:
+                seen.update(call.inside)
+                pending[get_ident()] = call
+        return nn.Module._call_impl(module, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        call = pending.pop(get_ident(), None)
+        return original(*args, **kwargs) if call is None else returned(call)
 
     with ExitStack() as stack:
         for module in {id(call.module): call.module for call in calls.values()}.values():
-            # Not `forward`: what the user's hooks made of the output is in the record already.
-            vars(module)["_call_impl"] = partial(called, module)
-            stack.callback(vars(module).pop, "_call_impl")
+            own: dict[str, Any] = vars(module)
+            kept = {name: own[name] for name in ("_call_impl", "forward") if name in own}
+            stack.callback(lambda own=own, kept=kept: own.update(kept))
+            stack.callback(own.pop, "forward")
+            stack.callback(own.pop, "_call_impl")
+            own["forward"] = partial(forward, module.forward)
+            own["_call_impl"] = partial(called, module)
         yield
 
 

@@ -13,8 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from multicam.call.tree import rebuild
+from multicam.watch.attributes import Attributes
+from multicam.watch.hooks import has_others
+from multicam.watch.memory import has_memory
 from multicam.watch.module_calls import Key, ModuleCall, Rows, every_call, rounding, tensors_of
-from multicam.watch.taint import Taint, has_memory
+from multicam.watch.taint import Taint
 
 # From the output of a pass, and the sample that each of its rows stems from, to the scores of the rows.
 Read = Callable[[Any, Sequence[int]], Tensor]
@@ -22,12 +25,17 @@ Read = Callable[[Any, Sequence[int]], Tensor]
 
 @dataclass(eq=False)
 class _Open:
-    """A call of the pass that has begun, with what was counted and kept before it, and the colours that it has met so far."""
+    """A call of the pass that has begun, with what was counted and kept before it, and the colours that it has met so far.
+
+    `told` is whether a module inside of it tells somebody else what it returns, and `attributes` is what its module held.
+    """
 
     call: ModuleCall
     before: Counter[int]
     first: int
     colours: int
+    attributes: dict[str, Any]
+    told: bool = False
 
 
 class Recording:
@@ -46,6 +54,7 @@ class Recording:
     def __init__(self, model: nn.Module, most: int) -> None:
         self._model, self._most = model, most
         self.taint = Taint()
+        self.taint.know([*model.parameters(), *Attributes(model.modules()).tensors.values()])
         self.taint.touched = self._touched
         self.calls: dict[Key, ModuleCall] = {}
         self.colours: dict[Key, int] = {}
@@ -74,18 +83,27 @@ class Recording:
         return self._source
 
     def _begin(self, call: ModuleCall, given: Any) -> None:
-        self._open.append(_Open(call, self._counts.copy(), len(self._kept), self.taint.colours(given)))
+        colours, attributes = self.taint.colours(given), vars(call.module).copy()
+        self._open.append(_Open(call, self._counts.copy(), len(self._kept), colours, attributes))
         self._counts[id(call.module)] += 1
 
     def _end(self, output: Any) -> None:
         entry = self._open.pop()
         call = entry.call
         call.inside = self._counts - entry.before
+        if self._open:
+            self._open[-1].told |= entry.told or has_others(call.module)
         tensors = tensors_of(output).values()
         colours = entry.colours | self.taint.colours(output)
         if call is not self._source:
-            # What a call did that returned no tensor is not known.
-            if not tensors or not all(map(has_memory, tensors)) or colours.bit_count() > self._most:
+            # What a call did that returned no tensor, that left something behind, or whose parts told somebody else is not known.
+            plain = (
+                bool(tensors)
+                and all(map(has_memory, tensors))
+                and not entry.told
+                and _same(call.module, entry.attributes)
+            )
+            if not plain or colours.bit_count() > self._most:
                 return
             self.colours[call.key] = colours
         del self._kept[entry.first :]  # what ran inside of it never runs again
@@ -96,6 +114,12 @@ class Recording:
         # Whatever happens inside of a call may find its way out of it unseen.
         for entry in self._open:
             entry.colours |= colours
+
+
+def _same(module: nn.Module, before: Mapping[str, Any]) -> bool:
+    """Whether a module holds the same objects as before."""
+    now = vars(module)
+    return len(now) == len(before) and all(now.get(name) is value for name, value in before.items())
 
 
 class Confirming:

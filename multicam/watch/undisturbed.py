@@ -19,6 +19,7 @@ from multicam.call.inputs import Inputs
 from multicam.errors import MulticamError, unknown
 from multicam.watch.attributes import Attributes
 from multicam.watch.memory import Memory
+from multicam.watch.threads import at_work, own
 
 LOCK = threading.RLock()  # the flags of a model are one for all threads
 
@@ -123,6 +124,10 @@ class _Before:
         part: Hashable,
     ) -> Memory:
         """Note everything, and put the model into the state of a quiet pass."""
+        training = [module for module in modules if module.training]
+        self._undo.append(partial(_set_training, training, True))
+        _set_training(training, False)
+        first = len(self._undo)
         for device in {p.device for p in parameters if p.device.type == "cuda"}:
             self._undo.append(partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device))
         self._undo.append(partial(torch.set_rng_state, torch.get_rng_state()))
@@ -130,18 +135,18 @@ class _Before:
         self._undo.append(partial(np.random.set_state, np.random.get_state()))  # noqa: NPY002 (what models and tools still draw from)
         attributes = Attributes(modules)
         memory = Memory(model, (graph, part), call)
+        own(list(memory.call.leaves.values()))
         memory.protect((f"parameter {i}", p) for i, p in enumerate(parameters))
         memory.protect(attributes.tensors.items())
         self._undo.append(memory.restore)
         self._undo.append(attributes.restore)
+        state = [attributes.restore, memory.put_back, *self._undo[first:-2]]
+        memory.rewind = lambda: [put_back() for put_back in state]
         # Where no graph is made they stay as they are, because PyTorch chooses kernels by what requires a gradient, also under `no_grad`.
         recorded = graph is not None or torch.is_grad_enabled()
         trainable = [p for p in parameters if p.requires_grad and recorded]
         self._undo.append(partial(_require_gradients, trainable, True))
         _require_gradients(trainable, False)
-        for module in modules:
-            if module.training:
-                module.training = False
         if graph is not None:
             torch.backends.mha.set_fastpath_enabled(False)  # it calls none of the layers of `nn.TransformerEncoder`
         self._undo.append(partial(_pop_modes, _len_torch_dispatch_stack(), _len_torch_function_stack()))
@@ -151,13 +156,18 @@ class _Before:
 @contextmanager
 def alone() -> Iterator[None]:
     """With no other thread in such a block, and with compiled code run eagerly."""
-    with LOCK:
+    with LOCK, at_work():
         # Importing the compiler takes seconds. Nothing is compiled before somebody did, but flex attention, which compiles itself.
         if {"torch._dynamo", "torch.nn.attention.flex_attention"} & sys.modules.keys():
             with torch.compiler.set_stance("force_eager"):
                 yield
         else:
             yield
+
+
+def _set_training(modules: Iterable[nn.Module], training: bool) -> None:
+    for module in modules:
+        module.training = training
 
 
 def _require_gradients(parameters: Iterable[nn.Parameter], required: bool) -> None:

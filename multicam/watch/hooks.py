@@ -1,0 +1,83 @@
+"""Hooks of a pass: they come before all others, and hear the threads that work for it only."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as registry
+from torch.utils.hooks import RemovableHandle
+
+from multicam.watch.threads import own, works
+
+Before = Callable[[nn.Module, Any, Any], None]
+After = Callable[[nn.Module, Any, Any], Any]
+
+
+class Heard:
+    """A hook that only hears the calls of a pass.
+
+    Args:
+        hook: Called as `hook(module, args, output)`; what it returns, unless it is None, goes on instead of the output.
+        only: The module whose calls it hears; None: that of its own.
+    """
+
+    def __init__(self, hook: After, only: nn.Module | None = None) -> None:
+        self._hook, self._only = hook, only
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """What the hook makes of the output of a call that is of the pass."""
+        if (self._only is not None and module is not self._only) or not works(args):
+            return None
+        own(output)
+        return self._hook(module, args, output)
+
+
+def after(module: nn.Module, hook: After) -> RemovableHandle:
+    """Tell a hook what each call of a module returned, before anybody else is told.
+
+    A hook of the model's own, or of its user's, may keep an output that the model reads later; it must keep what goes on. Hooks for all modules,
+    which torch calls first, are preceded by one of the same kind.
+
+    Args:
+        module: The module.
+        hook: As for `Heard`.
+    """
+    if not registry._global_forward_hooks:
+        return module.register_forward_hook(Heard(hook), prepend=True)
+    handle = registry.register_module_forward_hook(Heard(hook, module))
+    registry._global_forward_hooks.move_to_end(handle.id, last=False)  # type: ignore[attr-defined]
+    return handle
+
+
+class HeardBefore:
+    """The same before a call.
+
+    Args:
+        hook: Called as `hook(module, args, kwargs)`.
+    """
+
+    def __init__(self, hook: Before) -> None:
+        self._hook = hook
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Tell the hook of a call that is of the pass."""
+        if works((args, kwargs)):
+            self._hook(module, args, kwargs)
+
+
+def before(module: nn.Module, hook: Before) -> RemovableHandle:
+    """Tell a hook what each call of a module is given, as `hook(module, args, kwargs)`, before its other hooks are told."""
+    return module.register_forward_pre_hook(HeardBefore(hook), prepend=True, with_kwargs=True)
+
+
+def has_others(module: nn.Module) -> bool:
+    """Whether a module has hooks that are not of a pass: it tells somebody else what it is given or returns."""
+    for hooks in (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        registry._global_forward_pre_hooks,
+        registry._global_forward_hooks,
+    ):
+        if not all(isinstance(hook, Heard | HeardBefore) for hook in hooks.values()):
+            return True
+    return False
