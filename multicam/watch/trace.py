@@ -21,6 +21,7 @@ from multicam.watch.finite import CHANGED, Asked, Change, How, check_gradient, c
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
 from multicam.watch.replay import Replay
 from multicam.watch.reshape import Tokens, positions
+from multicam.watch.rows import settled
 from multicam.watch.undisturbed import undisturbed, unwrapped
 
 
@@ -194,12 +195,29 @@ class Trace:
             MulticamError: If names, shapes or the sample do not fit, or a score is not finite.
         """
         full = {self.inputs.name(name): rows for name, rows in values.items()}
-        wrong = [name for name in full if name not in self.inputs.batched]
+        wrong = [name for name in full if name not in self._settled.batched]
         if wrong or not full:
-            known = ", ".join(map(repr, self.inputs.batched))
+            known = ", ".join(map(repr, self._settled.batched))
             raise MulticamError(f"give the inputs to change, of {known}" + (f", not {wrong[0]!r}" if wrong else ""))
         scores = self._replay(tuple(sorted(full)))(full, sample)
         return self._asked.check_changed(scores, full, [sample] * len(scores), how)
+
+    def take(self, samples: Sequence[int]) -> Inputs:
+        """The inputs for these samples, which may come several times; lists and arrays follow, see `multicam.watch.rows`.
+
+        Args:
+            samples: The samples of this trace.
+
+        Raises:
+            MulticamError: If nobody can tell what has one item for each sample.
+        """
+        return (self.inputs if [*samples] == [*range(self.inputs.batch)] else self._settled).take(samples)
+
+    @cached_property
+    def _settled(self) -> Inputs:
+        """The inputs, with it known what has one item for each sample."""
+        self.refuse_target_without_samples()
+        return settled(self.model, self.inputs, self.scorer.output, self.target)
 
     def scores_of(self, returned: Any, samples: Sequence[int]) -> Float[Tensor, " n"]:
         """The scores of what the model returned for other inputs `(n)`.
@@ -217,7 +235,7 @@ class Trace:
             self.refuse_target_without_samples()
             changes = self._taps[source].layer if isinstance(source, str) else source
             # The scorer's own method: a reference to the trace would be a cycle.
-            self._replays[source] = Replay(self.model, self.inputs, changes, self.scorer.read, self.scores)
+            self._replays[source] = Replay(self.model, self._settled, changes, self.scorer.read, self.scores)
         return self._replays[source]
 
     def refuse_target_without_samples(self) -> None:
