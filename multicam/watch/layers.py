@@ -16,7 +16,7 @@ from multicam.errors import MulticamError, unknown
 from multicam.watch.grids import Grids
 from multicam.watch.hooks import after
 from multicam.watch.reshape import Reshape
-from multicam.watch.undisturbed import module_by_module, module_paths, unwrapped
+from multicam.watch.undisturbed import module_paths, unwrapped
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,6 @@ class Taps:
             return receive(i, tap, x)
 
         with ExitStack() as hooks:
-            if taps:
-                hooks.enter_context(module_by_module())
             for module in {id(tap.module): tap.module for tap in taps}.values():
                 hooks.enter_context(after(module, tapped))
             seen = hooks.enter_context(self._grids.watch())  # who comes last is told first

@@ -4,7 +4,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from multicam.call.inputs import Inputs
 from multicam.errors import MulticamError
 
+T = TypeVar("T")
 SMALL = 4096  # numbers up to which a tensor is copied before every pass: cheaper than to watch it
 
 # What operations write into without saying so in their schema, by the places of their arguments.
@@ -132,7 +133,7 @@ class Memory:
             with saved_tensors_hooks(self.keep, Kept.unpacked):
                 yield
         except RuntimeError as error:
-            self._known.transforms = refuses_hooks(error)
+            self._known.transforms = _refuses_hooks(error)
             raise
 
     def __enter__(self) -> "Memory":
@@ -225,8 +226,18 @@ class Kept:
         return self.value
 
 
-def refuses_hooks(error: RuntimeError) -> bool:
-    """Whether an error says that `torch.func` runs under no hooks of saved tensors, as `Memory.saving` sets them."""
+def retried(run: Callable[[], T]) -> T:
+    """What `run` returns; once more where a pass in it must do without `Memory.saving`, which its memory knows by then."""
+    try:
+        return run()
+    except RuntimeError as error:
+        if not _refuses_hooks(error):
+            raise
+    return run()
+
+
+def _refuses_hooks(error: RuntimeError) -> bool:
+    """Whether an error says that `torch.func` runs under no hooks of saved tensors."""
     return "saved tensor hooks" in str(error)
 
 

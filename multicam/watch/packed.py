@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from multicam.call.packing import Spec
 from multicam.call.scorer import OutputLike, select_output
 from multicam.errors import MulticamError
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
-from multicam.watch.memory import refuses_hooks
+from multicam.watch.memory import retried
 from multicam.watch.reshape import as_it_is, positions
-from multicam.watch.undisturbed import undisturbed, unwrapped
+from multicam.watch.undisturbed import module_by_module, undisturbed, unwrapped
+
+FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer)  # without a graph they call none of their parts
 
 
 class PackedModel(nn.Module):
@@ -72,6 +75,9 @@ class PackedModel(nn.Module):
         self.output = output
         self.taps = nn.ModuleList(nn.Identity() for _ in several)
         self._taps = Taps(self.model, several)
+        fused = (module for module in self.model.modules() if isinstance(module, FUSED))
+        inside = {part for module in fused for part in module.modules() if part is not module}
+        self._inside_fused = any(self._taps.paths[name] in inside for name in self._taps.names)
 
     @property
     def target_layers(self) -> list[nn.Module]:
@@ -144,13 +150,7 @@ class PackedModel(nn.Module):
                     "the packed tensor is zero, whatever the model makes of it",
                     stacklevel=2,
                 )
-        try:
-            returned = self._run(packed)
-        except RuntimeError as error:
-            if not refuses_hooks(error):
-                raise
-            returned = self._run(packed)  # now known to run without
-        return select_output(returned, self.output)
+        return select_output(retried(lambda: self._run(packed)), self.output)
 
     def train(self, mode: bool = True) -> "PackedModel":
         """Sets the proxy's own flag; the model's are the user's."""
@@ -169,6 +169,7 @@ class PackedModel(nn.Module):
         with (
             undisturbed(self.model, graph=None, part=kind) as memory,
             memory.saving(),
+            module_by_module() if self._inside_fused else nullcontext(),
             self._taps.observe(packed.shape[0], self._through_tap),
         ):
             return call.run(self.model)

@@ -19,6 +19,7 @@ from multicam.call.tree import rebuild
 from multicam.errors import MulticamError
 from multicam.watch.finite import CHANGED, Asked, Change, How, check_gradient, check_layer
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
+from multicam.watch.memory import retried
 from multicam.watch.replay import Replay
 from multicam.watch.reshape import Tokens, positions
 from multicam.watch.rows import settled
@@ -129,13 +130,18 @@ class Trace:
             records[i] = x.clone() if x.requires_grad else x.detach().clone().requires_grad_()
             return records[i].clone()
 
-        with undisturbed(self.model, graph=True, call=self.inputs) as memory:
-            with taps.observe(batch, record) as seen:
-                returned = memory.call.map(with_gradient).run(self.model)
-            output_tensor = select_output(returned, output)
-            self.scorer = Scorer(target, output).pinned(output_tensor)
-            self._scores = self.scorer.of_picked(output_tensor, batch)
-            self.output = rebuild(output_tensor, lambda _, leaf: memory.apart(leaf))
+        def observed() -> list[Tap]:
+            start = ("trace", *taps.names, self.wrt)
+            with undisturbed(self.model, graph=True, call=self.inputs, part=start) as memory, memory.saving():
+                with taps.observe(batch, record) as seen:
+                    returned = memory.call.map(with_gradient).run(self.model)
+                output_tensor = select_output(returned, output)
+                self.scorer = Scorer(target, output).pinned(output_tensor)
+                self._scores = self.scorer.of_picked(output_tensor, batch)
+                self.output = rebuild(output_tensor, lambda _, leaf: memory.apart(leaf))
+            return seen
+
+        seen = retried(observed)
         # The caller may write into them afterwards. Only now, because in the pass copies would add to its memory.
         self._lent, self.inputs = self.inputs, self.inputs.own()
         self._records = {name: records[i] for i, name in enumerate(layers)}
