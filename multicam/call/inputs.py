@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from multicam.call.marks import Marks
+from multicam.call.marks import Marks, covered
+from multicam.call.refusals import refuse_call, said
 from multicam.call.samples import Samples
 from multicam.call.tree import leaves, rebuild, resolve
 from multicam.errors import MulticamError, unknown
@@ -69,11 +70,12 @@ class Inputs:
         """The same call with its positional arguments named by the signature of `model.forward`.
 
         Raises:
-            MulticamError: If `forward` cannot be called this way.
+            MulticamError: If `forward` cannot be called this way, or no pass can be made of it, see `multicam.call.refusals`.
         """
         try:
             signature = inspect.signature(model.forward)
         except ValueError:  # a traced module has none
+            self._refuse_unreadable(model)
             return self
         try:
             signature.bind(*self.args, **self.kwargs)
@@ -90,6 +92,7 @@ class Inputs:
         # Names that were marked before the signature was known are still positions.
         bound._marks = self._marks.renamed(dict(zip(self._names, bound._names, strict=True)))
         bound._samples.check()
+        bound._refuse_unreadable(model)
         return bound
 
     @property
@@ -234,7 +237,8 @@ class Inputs:
     def run(self, model: nn.Module) -> Any:
         """What `model` returns for this call; it is handed fresh containers and copies of NumPy arrays."""
         fresh = self.map(lambda name, leaf: _apart(leaf))
-        return model(*fresh.args, **fresh.kwargs)
+        with said(model, self.leaves):
+            return model(*fresh.args, **fresh.kwargs)
 
     def __repr__(self) -> str:
         return repr(self._samples)
@@ -262,6 +266,10 @@ class Inputs:
         new = self._copy()
         new._marks = marks
         return new
+
+    def _refuse_unreadable(self, model: nn.Module) -> None:
+        marks = self._marks
+        refuse_call(model, self.leaves, covered(self._named(), marks.held | marks.constant | marks.rows))
 
     def _misfit(self, model: str, signature: inspect.Signature, error: TypeError) -> str:
         surplus = [name for name in self.kwargs if name not in signature.parameters]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from multicam.call.inputs import frames_second
+from multicam.call.refusals import refuse_around, refuse_unreadable
 from multicam.errors import MulticamError, unknown
 from multicam.figures.colours import Colormap
 from multicam.figures.page import Picture
@@ -59,6 +60,7 @@ def panel(
         >>> panel(inputs, {"rgb": torch.rand(2, 8, 8), "depth": torch.rand(2, 4, 4)})  # doctest: +ELLIPSIS
         Picture(8 tiles, ...)
     """
+    refuse_around()
     maps = maps if isinstance(maps, Maps) else Maps(maps)
     own = captions is None and maps.comparable and len(maps) > 1
     if captions is None:
@@ -124,6 +126,7 @@ def compare(
     if not methods or isinstance(methods, Maps):
         given = "the maps of one, which are for panel" if methods else "none"
         raise MulticamError(f"compare takes the maps of each method, as explain_methods returns them, not {given}")
+    refuse_around()
     only = next(iter(inputs)) if len(inputs) == 1 else "map"
     found = {method: _named(maps, only) for method, maps in methods.items()}
     mapped = [name for maps in found.values() for name in maps]
@@ -181,6 +184,10 @@ class _Scene:
         captions: Mapping[str, Sequence[str]],
     ) -> "_Scene":
         """The scene of these maps, by what to call them and by name, if all of it fits together."""
+        for name, image in inputs.items():
+            refuse_unreadable(f"input {name!r}", image)
+            if not isinstance(image, Tensor):  # callers without a type checker
+                raise MulticamError(f"input {name!r} is a {type(image).__name__}, and images are tensors (b c h w)")
         mapped = {name: map for named in maps.values() for name, map in named.items()}
         frames = {name: map.shape[1] for name, map in mapped.items() if map.ndim == 4}
         images = {name: frames_second(x, frames.get(name)) if x.ndim == 5 else x for name, x in inputs.items()}

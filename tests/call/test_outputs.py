@@ -46,7 +46,7 @@ class Matcher(nn.Module):
 
 def made(way: str) -> tuple[Matcher, Inputs, tuple[Tensor, Tensor]]:
     torch.manual_seed(0)
-    x, y = torch.rand(2, 1, 16, 16), torch.rand(2, 1, 16, 16)
+    x, y = torch.rand(4, 1, 16, 16), torch.rand(4, 1, 16, 16)
     given: Any = {"list": [x, y], "object": SimpleNamespace(image0=x, image1=y)}.get(way, {"image0": x, "image1": y})
     return Matcher(way).eval(), Inputs(given), (x, y)
 
