@@ -123,7 +123,7 @@ class SESS(Moving[L]):
                     name: torch.stack([large[name][b][_window(leaf, corner, scale)] for b, corner in part])
                     for name, leaf in pictures.items()
                 }
-                yield scale, part, trace.again(trace.inputs.take(samples).replace(cut), samples)
+                yield scale, part, trace.again(trace.take(samples).replace(cut), samples)
 
 
 def _confidence(trace: Trace) -> Float[Tensor, " b"]:

@@ -15,6 +15,7 @@ from multicam.call.targets.scores import ClassScore
 from multicam.errors import MulticamError
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
 from multicam.watch.reshape import Reshape, as_it_is
+from multicam.watch.rows import settled
 
 Read = Callable[[Inputs], Tensor]
 
@@ -59,6 +60,7 @@ class Objective:
         """
         call = Inputs.of(inputs).bind(model).own()
         name = _optimised(call, onto)
+        call = settled(model, call, output)
         one = call.take([0])
         if (layer is None) == (target is None):
             raise MulticamError("say what to maximise: a layer, with a channel or all of them, or a target; not both")

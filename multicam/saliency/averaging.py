@@ -234,7 +234,7 @@ def _passes(
     for part in progress(parts, len(parts), title):
         samples, drawn = [sample for sample, _ in part], [draw for _, draw in part]
         rows = {name: variant(name, samples, drawn) for name in names}
-        again = trace.again(trace.inputs.take(samples).replace(rows), samples, names)
+        again = trace.again(trace.take(samples).replace(rows), samples, names)
         yield samples, drawn, again.input_grads
 
 

@@ -124,12 +124,13 @@ class _Positional(nn.Module):
         super().__init__()
         self.model = trace.model
         self.trace = trace
+        self.call = trace.settled  # before captum hangs hooks on the model
         self.names = names
 
     def forward(self, *args: Tensor) -> Tensor:
         *tensors, numbers = args
         samples = numbers.tolist()
-        call = self.trace.inputs.take(samples).own().replace(dict(zip(self.names, tensors, strict=True)))
+        call = self.call.take(samples).own().replace(dict(zip(self.names, tensors, strict=True)))
         # A copy, because a model may write into its inputs.
         returned = call.map(lambda name, leaf: leaf.clone() if name in self.names else leaf).run(self.model)
         return self.trace.scores_of(returned, samples)

@@ -16,6 +16,7 @@ from multicam.call.tree import rebuild
 from multicam.errors import MulticamError, at_least_one, unknown
 from multicam.printing import progress
 from multicam.watch.mixing import Mixing
+from multicam.watch.rows import settled
 from multicam.watch.trace import Trace
 from multicam.watch.undisturbed import unwrapped
 
@@ -87,7 +88,8 @@ class Game(Scored):
         batch_size: int = 32,
     ) -> None:
         self._model = unwrapped(model)
-        self._call = Inputs.of(inputs).bind(self._model).own()
+        call = Inputs.of(inputs).bind(self._model).own()
+        self._call = settled(self._model, call, output, Scorer(target, output).target)
         self._scorer = Scorer(target, output)
         self.batch, self.batch_size = self._call.batch, at_least_one("batch_size", batch_size)
         if references is not None and not (isinstance(baseline, float) and baseline == 0):
@@ -113,7 +115,7 @@ class Game(Scored):
         parts = list(self.players.values())
         names = [name for i in self._mixed for name in parts[i]]
         # An input that is no player's is a sample's own, and what replaces the others must stand beside it, row by row.
-        alone = not set(self._call.batched) - set(names)
+        alone = not (set(self._call.batched) - set(names) or self._call.listed)
         if references is not None:
             known = references_of(self._model, self._call, references, names)
             return {name: x[None].expand(1 if alone else self.batch, *x.shape) for name, x in known.items()}

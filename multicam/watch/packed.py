@@ -16,6 +16,7 @@ from multicam.errors import MulticamError
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
 from multicam.watch.memory import retried
 from multicam.watch.reshape import as_it_is, positions
+from multicam.watch.rows import settled
 from multicam.watch.undisturbed import module_by_module, undisturbed, unwrapped
 
 FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer)  # without a graph they call none of their parts
@@ -75,6 +76,8 @@ class PackedModel(nn.Module):
         self.output = output
         self.taps = nn.ModuleList(nn.Identity() for _ in several)
         self._taps = Taps(self.model, several)
+        # Now, because a tool may hang hooks on the model afterwards.
+        self.inputs = settled(self.model, self.inputs, output)
         fused = (module for module in self.model.modules() if isinstance(module, FUSED))
         inside = {part for module in fused for part in module.modules() if part is not module}
         self._inside_fused = any(self._taps.paths[name] in inside for name in self._taps.names)
@@ -88,15 +91,15 @@ class PackedModel(nn.Module):
         """The packed tensor of `inputs`; their held leaves (token ids, masks …) are used from now on."""
         bound = Inputs.of(inputs).bind(self.model)
         packed = self.spec.pack(bound)
-        self.inputs = bound
+        self.inputs = settled(self.model, bound, self.output)
         self._packed = packed
         return packed
 
     def unpack(self, packed: Float[Tensor, "b c h w"]) -> Inputs:
         """The call of the model that a packed tensor stands for, held leaves included.
 
-        Tools repeat samples as they like. Where held leaves differ between samples, each row must therefore be one of
-        the rows that were packed, unchanged, to tell whose leaves belong to it.
+        Tools repeat samples as they like. Where held leaves or items of lists differ between samples, each row must therefore
+        be one of the rows that were packed, unchanged, to tell whose leaves belong to it.
 
         Raises:
             MulticamError: If that cannot be told.

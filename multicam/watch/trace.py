@@ -201,9 +201,9 @@ class Trace:
             MulticamError: If names, shapes or the sample do not fit, or a score is not finite.
         """
         full = {self.inputs.name(name): rows for name, rows in values.items()}
-        wrong = [name for name in full if name not in self._settled.batched]
+        wrong = [name for name in full if name not in self.settled.batched]
         if wrong or not full:
-            known = ", ".join(map(repr, self._settled.batched))
+            known = ", ".join(map(repr, self.settled.batched))
             raise MulticamError(f"give the inputs to change, of {known}" + (f", not {wrong[0]!r}" if wrong else ""))
         scores = self._replay(tuple(sorted(full)))(full, sample)
         return self._asked.check_changed(scores, full, [sample] * len(scores), how)
@@ -217,10 +217,10 @@ class Trace:
         Raises:
             MulticamError: If nobody can tell what has one item for each sample.
         """
-        return (self.inputs if [*samples] == [*range(self.inputs.batch)] else self._settled).take(samples)
+        return (self.inputs if [*samples] == [*range(self.inputs.batch)] else self.settled).take(samples)
 
     @cached_property
-    def _settled(self) -> Inputs:
+    def settled(self) -> Inputs:
         """The inputs, with it known what has one item for each sample."""
         self.refuse_target_without_samples()
         return settled(self.model, self.inputs, self.scorer.output, self.target)
@@ -241,7 +241,7 @@ class Trace:
             self.refuse_target_without_samples()
             changes = self._taps[source].layer if isinstance(source, str) else source
             # The scorer's own method: a reference to the trace would be a cycle.
-            self._replays[source] = Replay(self.model, self._settled, changes, self.scorer.read, self.scores)
+            self._replays[source] = Replay(self.model, self.settled, changes, self.scorer.read, self.scores)
         return self._replays[source]
 
     def refuse_target_without_samples(self) -> None:
