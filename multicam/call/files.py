@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
 from multicam.call.pictures import PICTURES, read_picture
+from multicam.call.refusals import refuse_unreadable
 from multicam.call.tree import leaves, resolve
 from multicam.errors import MulticamError, unknown
 
@@ -104,7 +106,7 @@ def load_weights(model: nn.Module, file: str) -> None:
     of every name are taken off.
 
     Raises:
-        MulticamError: If the file cannot be read without running code, or a name or shape differs from the model's.
+        MulticamError: If the file cannot be read without running code, or a name, shape or kind differs from the model's.
     """
     path = Path(file)
     state = _content(path, WEIGHTS)
@@ -116,19 +118,39 @@ def load_weights(model: nn.Module, file: str) -> None:
     own = model.state_dict()
     if not own.keys() & state.keys() and all(str(name).startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
+    tensors = {name: (state[name], value) for name, value in own.items() if name in state and isinstance(value, Tensor)}
     misfits = {
         "missing": [name for name in own if name not in state],
         "unexpected": [name for name in state if name not in own],
+        "of another kind": [
+            f"{name} {_kind(given)} for {_kind(value)}"
+            for name, (given, value) in tensors.items()
+            if _kind(given) != _kind(value)
+        ],
         "of another shape": [
-            f"{name} {tuple(state[name].shape)} for {tuple(value.shape)}"
-            for name, value in own.items()
-            if isinstance(value, Tensor) and isinstance(state.get(name), Tensor) and state[name].shape != value.shape
+            f"{name} {tuple(given.shape)} for {tuple(value.shape)}"
+            for name, (given, value) in tensors.items()
+            if _kind(given) == _kind(value) and given.shape != value.shape
         ],
     }
     if any(misfits.values()):
         shown = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in misfits.items() if names)
         raise MulticamError(f"the weights in {path} do not fit {type(model).__name__}: {shown}")
-    model.load_state_dict(state)
+    with blame(f"loading {path}"):
+        model.load_state_dict(state)
+
+
+def _kind(value: Any) -> str:
+    """What a value is as a weight: only those of one kind are copied without loss."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    kinds = {
+        "meta": value.is_meta,
+        "nested": value.is_nested,
+        "quantised": value.is_quantized,
+        "complex": value.is_complex(),
+    }
+    return next((kind for kind, is_it in kinds.items() if is_it), str(value.layout).removeprefix("torch."))
 
 
 def load_inputs(
@@ -222,6 +244,8 @@ def read_array(file: str) -> Shaped[Tensor, "..."]:
     content = _content(path, ARRAYS)
     if not isinstance(content, np.ndarray | Tensor):
         arrays = {name: leaf for name, leaf in leaves(content).items() if isinstance(leaf, np.ndarray | Tensor)}
+        if not arrays:
+            raise MulticamError(f"{path} holds no array, but a {type(content).__name__}")
         if key is None and len(arrays) != 1:
             raise MulticamError(
                 f"{path} holds {len(arrays)} arrays; say which one with {path}:KEY, KEY being one of: {_some(arrays)}"
@@ -230,6 +254,7 @@ def read_array(file: str) -> Shaped[Tensor, "..."]:
     elif key is not None:
         raise MulticamError(f"{path} holds one array without a name; leave out :{key}")
     if isinstance(content, Tensor):
+        refuse_unreadable(f"the array in {file}", content)
         return content
     with blame(f"reading {file}"):
         return torch.from_numpy(content.astype(content.dtype.newbyteorder("=")))
@@ -319,7 +344,15 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _pt(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        if "GLOBAL" not in str(error):
+            raise
+        raise MulticamError(
+            f"{path} holds pickled objects, and reading these could run any code: store tensors alone, as with "
+            "torch.save(model.state_dict(), path), or torch.from_numpy(array) instead of an array"
+        ) from error
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

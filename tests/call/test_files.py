@@ -146,9 +146,20 @@ def test_weights_are_loaded_from_safetensors():
         ({f"layer{i}": torch.ones(1) for i in range(9)}, "9 unexpected: layer0, .*, layer5 and 3 more"),
         ({0: torch.ones(4)}, "2 missing: weight, bias; 1 unexpected: 0"),
         ([torch.ones(1)], "holds a list, not the state_dict"),
-        (nn.Linear(2, 2), "reading best.pt failed with UnpicklingError"),
+        (
+            {"weight": torch.ones(4, 3, 3, 3, device="meta"), "bias": torch.ones(4)},
+            "1 of another kind: weight meta for strided",
+        ),
+        ({"weight": torch.ones(4, 3, 3, 3).to_sparse(), "bias": torch.ones(4)}, "weight sparse_coo for strided"),
+        ({"weight": torch.ones(4, 3, 3, 3) + 1j, "bias": torch.ones(4)}, "weight complex for strided"),
+        ({"weight": [1.0], "bias": torch.ones(4)}, "weight list for strided"),
+        (
+            nn.Linear(2, 2),
+            r"best.pt holds pickled objects, and reading these could run any code: .*model.state_dict\(\)",
+        ),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*sparse")
 def test_weights_that_do_not_fit(state, message):
     torch.save(state, "best.pt")
     model = load_model("nets.py:build")
@@ -263,6 +274,29 @@ def test_a_file_with_one_tensor():
     assert torch.equal(read_image("x.pt"), torch.ones(1, 3, 8, 6))
     with pytest.raises(MulticamError, match="holds one array without a name; leave out :rgb"):
         read_image("x.pt:rgb")
+
+
+@pytest.mark.filterwarnings("ignore:.*(beta|prototype|sparse|TypedStorage|quantized|deprecated)")
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (lambda x: {"rgb": x.to("meta")}, "the array in x.pt is on the meta device and has no values"),
+        (torch.Tensor.to_sparse, r"the array in x.pt is sparse \(sparse_coo\): give x.to_dense\(\)"),
+        (lambda x: x[0, 0].to_sparse_csr(), "the array in x.pt is sparse"),
+        (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8), "the array in x.pt is quantised"),
+        (lambda x: torch.nested.nested_tensor(list(x)), "the array in x.pt is a nested tensor"),
+        (lambda x: x.numpy(), "x.pt holds pickled objects, and reading these could run any code"),
+        (lambda x: nn.Linear(2, 2), "x.pt holds pickled objects"),
+        (lambda x: "text", "x.pt holds no array, but a str"),
+        (lambda x: x.tolist(), "x.pt holds no array, but a list"),
+    ],
+    ids=range(9),
+)
+def test_what_is_no_plain_tensor_is_refused(stored, message):
+    torch.save(stored(torch.rand(2, 3, 4, 4)), "x.pt")
+    for read in (read_image, read_array, lambda file: read_value(f"@{file}")):
+        with pytest.raises(MulticamError, match=message):
+            read("x.pt")
 
 
 @pytest.mark.parametrize(
