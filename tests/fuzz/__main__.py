@@ -21,15 +21,22 @@ def found(seeds: Iterator[int], until: float, told: Counter[tuple[str, ...]], sh
             break
         spec = random_spec(seed)
         count += 1
-        for kind, failure in {kind_of(failure): failure for failure in failures(spec)}.items():
+        kinds: dict[tuple[str, ...], list[Failure]] = {}
+        for failure in failures(spec):
+            kinds.setdefault(kind_of(failure), []).append(failure)
+        for kind, several in kinds.items():
             told[kind] += 1
-            small = shrunk(spec, failure) if shrink and told[kind] <= 3 else spec
-            say(f"{seed} {failure.method} {failure.kind}: {failure.detail[:200]}\n    {small!r}")
+            small = shrunk(spec, several[0]) if shrink and told[kind] <= 3 else spec
+            methods = ", ".join(dict.fromkeys(failure.method for failure in several))
+            say(f"{seed} {methods} {several[0].kind}: {several[0].detail[:200]}\n    {small!r}")
     return count
 
 
 def kind_of(failure: Failure) -> tuple[str, ...]:
-    return failure.method, failure.kind, failure.detail[:30] if failure.kind in ("crashed", "refused") else ""
+    """What failures of one cause have in common, as far as can be told."""
+    maps = failure.method.endswith("CAM") and failure.method != "AblationCAM"
+    head = " ".join(failure.detail.split()[:5]) if failure.kind in ("crashed", "refused") else ""
+    return "maps" if maps else failure.method, failure.kind, head
 
 
 def shrunk(spec: Spec, failure: Failure) -> Spec:

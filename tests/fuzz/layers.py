@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.fuzz.models import WIDTH, build
 from tests.fuzz.naive import Case, NoAnswerError
@@ -23,6 +24,7 @@ class Place:
     calls: int
     grid: tuple[int, ...]
     tokens: bool
+    pick: int | None = None
     onto: str | None = None
     size: tuple[int, ...] = ()
 
@@ -50,7 +52,9 @@ def places(case: Case) -> list[Place]:
             if calls.get(path) != len(outputs) or x.shape[1 if x.ndim == 4 else 2] != WIDTH:
                 continue
             grid = tuple(x.shape[2:]) if x.ndim == 4 else (x.shape[1],)
-            found += _laid(case, Place(path, call, len(outputs), grid, x.ndim == 3, None, grid))
+            # A recurrent layer returns its last state beside its outputs.
+            pick = 0 if isinstance(model.get_submodule(path), nn.GRU) else None
+            found += _laid(case, Place(path, call, len(outputs), grid, x.ndim == 3, pick, None, grid))
     return found
 
 
@@ -113,20 +117,28 @@ def another(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def layer_gradients(case: Case, place: Place, sample: int) -> Tensor:
-    """The gradient of a sample's score by what the layer returns `(c *grid)`: what something added to it does."""
+def layer_gradients(case: Case, place: Place, sample: int, curved: bool = False) -> Tensor:
+    """The gradient of a sample's score by what the layer returns `(c *grid)`: what something added to it does.
+
+    Or the Hessian times what it returns.
+    """
     model, kept = case.model(), []
 
     def plus(x: Tensor) -> Tensor:
         kept.append(torch.zeros_like(x, requires_grad=True))
+        kept.append(x.detach().clone())
         return x + kept[0]
 
-    with tapped(model, place, plus):
+    with tapped(model, place, plus), sdpa_kernel(SDPBackend.MATH):
         score = case.score(sample, None, model)
-    if not score.requires_grad or not kept[0].requires_grad:
+    if not score.requires_grad:
         raise NoAnswerError("there is no graph")
     try:
-        (found,) = torch.autograd.grad(score, kept[0], allow_unused=True)
+        (found,) = torch.autograd.grad(score, kept[0], allow_unused=True, create_graph=curved)
+        if curved and found is not None and found.requires_grad:
+            (found,) = torch.autograd.grad(found, kept[0], kept[1], materialize_grads=True)
+        elif curved and found is not None:
+            found = torch.zeros_like(found)
     except RuntimeError as error:
         raise NoAnswerError(f"no gradient: {error}") from error
     if found is None:
@@ -165,47 +177,24 @@ def ablation(case: Case, place: Place) -> Tensor:
     return torch.stack(maps)
 
 
-def score_cam(case: Case, place: Place, masked: Sequence[str], strengths: Sequence[float]) -> Tensor:
+def masking(
+    case: Case, place: Place, masked: Sequence[str], changes: Sequence[Callable[[Tensor, int], Tensor]]
+) -> Tensor:
+    """Channels weighted by the softmax of the mean scores of inputs that are seen through them."""
     maps = []
     for sample in range(case.spec.batch):
         acts, scores = activations(case, place, sample), []
-        for channel in acts:
+        for i, channel in enumerate(acts):
             found = 0.0
-            for strength in strengths:
+            for change in changes:
                 changed = {}
                 for name in masked:
                     x = case.sample(name, sample)
                     mask = F.interpolate(channel[None, None], x.shape[2:], mode="bilinear", align_corners=False)
                     spread = mask.max() - mask.min()
-                    changed[name] = x * strength * (mask - mask.min()) / (spread if spread > 0 else 1)
-                found += case.value(sample, changed) / len(strengths)
+                    changed[name] = x * change((mask - mask.min()) / (spread if spread > 0 else 1), i)
+                found += case.value(sample, changed) / len(changes)
             scores.append(found)
         weights = torch.tensor(scores, dtype=torch.float64).softmax(0)
         maps.append(sum(weight * channel for weight, channel in zip(weights, acts, strict=True)))
     return torch.stack(maps)
-
-
-def _plus_plus(a: Tensor, g: Tensor) -> Tensor:
-    alpha = g**2 / (2 * g**2 + a.flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1)) * g**3)
-    return alpha.where(g != 0, 0) * g.relu()
-
-
-def _over_grid(x: Tensor) -> Tensor:
-    return x.flatten(1).sum(1).view(-1, *[1] * (x.ndim - 1))
-
-
-# The saliency `(c *grid)`, before its sum over channels, from activations and gradients.
-ONE_PASS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "GradCAM": lambda a, g: _over_grid(g) / g[0].numel() * a,
-    "HiResCAM": lambda a, g: g * a,
-    "GradCAMElementWise": lambda a, g: (g * a).relu(),
-    "LayerCAM": lambda a, g: g.relu() * a,
-    "XGradCAM": lambda a, g: _over_grid(g * a) / _over_grid(a) * a,
-    "GradCAMPlusPlus": lambda a, g: _over_grid(_plus_plus(a, g)) * a,
-}
-
-
-def one_pass(case: Case, place: Place, method: str) -> Tensor:
-    rows = range(case.spec.batch)
-    found = [ONE_PASS[method](activations(case, place, row), layer_gradients(case, place, row)).sum(0) for row in rows]
-    return torch.stack(found)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -18,8 +18,16 @@ CLASSES = 3
 Block = str | tuple[Any, ...]  # the name of one, or a wrapper's name and the blocks in it
 
 
-@dataclass(frozen=True)
-class Stream:
+class Literal:
+    """What is shown as it is written: without what is as usual."""
+
+    def __repr__(self) -> str:
+        said = [each for each in fields(self) if getattr(self, each.name) != each.default]  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{each.name}={getattr(self, each.name)!r}' for each in said)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Stream(Literal):
     """An input with its encoder.
 
     Attributes:
@@ -35,8 +43,8 @@ class Stream:
     writes: bool = False
 
 
-@dataclass(frozen=True)
-class Spec:
+@dataclass(frozen=True, repr=False)
+class Spec(Literal):
     """All that makes a case.
 
     Attributes:
@@ -52,6 +60,8 @@ class Spec:
         returns: "tensor", "dict" or "tuple".
         target: "class", "classes", "top" or "function".
         batch_size: Of the what-ifs.
+        again: Whether the same was asked about other inputs before.
+        no_grad: Whether the caller is under `torch.no_grad()`.
     """
 
     seed: int
@@ -66,6 +76,8 @@ class Spec:
     returns: str = "tensor"
     target: str = "class"
     batch_size: int = 32
+    again: bool = False
+    no_grad: bool = False
 
 
 LAYOUTS = {"image": "image", "photo": "image", "signal": "words", "ids": "words", "table": "vector", "bag": "image"}

@@ -185,6 +185,10 @@ def smoothgrad(case: Case, names: Sequence[str], draws: int, std: float) -> dict
     return found
 
 
+def noisy(draw: int, mask: Tensor, channel: int) -> Tensor:
+    return mask + 2 * normal(mask.shape[1:], (0, draw, channel)).to(mask)
+
+
 # What-ifs of inputs
 
 

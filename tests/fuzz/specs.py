@@ -37,6 +37,8 @@ def random_spec(seed: int) -> Spec:
         returns=draw.choice(["tensor", "tensor", "dict", "tuple"]),
         target=draw.choice(["class", "class", "classes", "top", "function"]),
         batch_size=draw.choice([1, 2, 32, 32]),
+        again=draw.random() < 0.3,
+        no_grad=draw.random() < 0.1,
     )
 
 
@@ -54,7 +56,8 @@ def _block(draw: random.Random, odd: float, depth: int) -> Block:
     name = draw.choice(kind)
     if any(kind is leafs for leafs in kinds[:3]):
         return name
-    return (name, *(_blocks(draw, draw.randint(1, 2), odd, depth + 1)))
+    # What is kept by one thread would be read by another, as it happens.
+    return (name, *_blocks(draw, draw.randint(1, 2), 0 if name == "pool_each" else odd, depth + 1))
 
 
 def smallest(spec: Spec, fails: Callable[[Spec], bool]) -> Spec:
@@ -74,7 +77,7 @@ def _smaller(spec: Spec) -> Iterator[Spec]:
     if spec.batch > 1:
         yield replace(spec, batch=spec.batch - 1)
     plain = Spec(spec.seed, spec.batch, spec.streams)
-    for name in ("fuse", "runs", "late", "call", "returns", "target", "batch_size"):
+    for name in ("fuse", "runs", "late", "call", "returns", "target", "batch_size", "again", "no_grad"):
         if getattr(spec, name) != getattr(plain, name):
             yield replace(spec, **{name: getattr(plain, name)})
     for head in _fewer(spec.head):
