@@ -7,6 +7,7 @@ from functools import cached_property
 from math import prod
 from typing import Any, TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -114,6 +115,11 @@ class Grids:
         Raises:
             MulticamError: If nothing is proved; the message says what to pass.
         """
+        if torch._C._functorch.is_batchedtensor(x):
+            raise MulticamError(
+                f"layer {label!r} runs inside of a torch.vmap of the model's own, which shows it one sample at a time: take a layer "
+                "outside of it"
+            )
         parts = path.split(".") if path else []
         around = [".".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
         said = [m.batch_first for m in module.modules() if isinstance(m, nn.MultiheadAttention | nn.RNNBase)]

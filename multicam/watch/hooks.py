@@ -1,9 +1,11 @@
 """Hooks of a pass: they come before all others, and hear the threads that work for it only."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+from torch.jit._script import RecursiveScriptModule
 from torch.nn.modules import module as registry
 from torch.utils.hooks import RemovableHandle
 
@@ -39,14 +41,21 @@ def after(module: nn.Module, hook: After) -> RemovableHandle:
     which torch calls first, are preceded by one of the same kind.
 
     Args:
-        module: The module.
+        module: The module. Nothing is heard of one that TorchScript runs, as it takes no hooks.
         hook: As for `Heard`.
     """
+    if not takes_hooks(module):
+        return RemovableHandle(OrderedDict())
     if not registry._global_forward_hooks:
         return module.register_forward_hook(Heard(hook), prepend=True)
     handle = registry.register_module_forward_hook(Heard(hook, module))
     registry._global_forward_hooks.move_to_end(handle.id, last=False)  # type: ignore[attr-defined]
     return handle
+
+
+def takes_hooks(module: nn.Module) -> bool:
+    """Whether a module tells hooks of its calls: all do but those that TorchScript was given by their code."""
+    return not isinstance(module, RecursiveScriptModule)
 
 
 class HeardBefore:
@@ -67,6 +76,8 @@ class HeardBefore:
 
 def before(module: nn.Module, hook: Before) -> RemovableHandle:
     """Tell a hook what each call of a module is given, as `hook(module, args, kwargs)`, before its other hooks are told."""
+    if not takes_hooks(module):
+        return RemovableHandle(OrderedDict())
     return module.register_forward_pre_hook(HeardBefore(hook), prepend=True, with_kwargs=True)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
@@ -106,7 +107,7 @@ def _watch(model: nn.Module, call: Inputs, source: str | None) -> list[LayerInfo
                 grid = tuple(reshape(picked).shape[2:])
             except MulticamError as error:
                 note = str(error)
-            reached = source is not None and any(leaf.requires_grad for leaf in tensors.values())
+            reached = source is not None and any(map(_is_reached, tensors.values()))
             shapes = {key: tuple(leaf.shape) for key, leaf in tensors.items()}
             info = LayerInfo(path, type(module).__name__, shapes, grid, (str(source),) if reached else (), note)
             found.append((tap, info))
@@ -117,6 +118,13 @@ def _watch(model: nn.Module, call: Inputs, source: str | None) -> list[LayerInfo
         seen = hooks.enter_context(grids.watch())  # who comes last is told first
         call.own().map(with_gradient).run(model)
     return [info if counts[info.path] == 1 else replace(info, path=tap.label) for tap, info in found]
+
+
+def _is_reached(x: Tensor) -> bool:
+    """Whether a gradient arrives at a tensor, or at one that a transform of torch.func has wrapped in it."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x) and not x.requires_grad:
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.requires_grad
 
 
 def _row(info: LayerInfo) -> tuple[str, str, str, str, str]:

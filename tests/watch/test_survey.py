@@ -1,9 +1,10 @@
 """The layers of a model, and which inputs each of them sees."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from multicam import HiResCAM, list_layers
+from multicam import HiResCAM, MulticamError, list_layers
 from multicam.watch.survey import LayerTable
 from tests.helpers.models import Fusion, Siamese, fusion_inputs, seeded
 
@@ -103,3 +104,52 @@ def test_a_model_that_writes_into_its_input_is_listed_and_nothing_of_the_callers
     assert [info.sees for info in list_layers(model, x)] == [("x",)]
     assert torch.equal(x, before) and not x.requires_grad
     assert not model.conv._forward_hooks and model.training and model.conv.weight.requires_grad
+
+
+class Transformed(nn.Module):
+    """A model that runs layers inside of a transform of torch.func."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.rgb, self.depth, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(1, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, rgb: Tensor, depth: Tensor) -> Tensor:
+        match self.how:
+            case "vmap":
+                one = lambda x, y: self.head((self.rgb(x[None]) * self.depth(y[None])).mean((2, 3)))[0]  # noqa: E731
+                return torch.vmap(one)(rgb, depth)
+            case "vmap twice":
+                seen = torch.vmap(torch.vmap(lambda x: self.rgb(x[None])[0]))(rgb[:, None])[:, 0]
+                return self.head((seen * self.depth(depth)).mean((2, 3)))
+            case "jvp":
+                seen, _ = torch.func.jvp(self.rgb, (rgb,), (torch.ones_like(rgb),))
+                return self.head((seen * self.depth(depth)).mean((2, 3)))
+        return self.head((self.rgb(rgb) * self.depth(depth)).mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # jvp's own
+@pytest.mark.parametrize("how", ["vmap", "vmap twice", "jvp", "none"])
+def test_layers_inside_of_a_transform_see_what_they_see(how: str) -> None:
+    model = seeded(lambda: Transformed(how))
+    inputs = {"rgb": torch.rand(2, 3, 8, 8), "depth": torch.rand(2, 1, 8, 8)}
+    sees = {info.path: info.sees for info in list_layers(model, inputs)}
+    assert sees == {"rgb": ("rgb",), "depth": ("depth",), "head": ("rgb", "depth")}
+    if "vmap" in how:
+        [info] = list_layers(model, inputs).find("rgb")
+        assert "runs inside of a torch.vmap of the model's own" in info.note
+        with pytest.raises(
+            MulticamError, match=r"inside of a torch.vmap of the model's own.* take a layer outside of it"
+        ):
+            HiResCAM(model, {"rgb": "rgb"})(inputs, 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_what_torchscript_runs_is_not_listed_and_said_to_be_out_of_sight() -> None:
+    part = nn.Sequential(torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())), nn.Conv2d(4, 4, 3))
+    x = torch.rand(2, 3, 8, 8)
+    assert [(info.path, info.sees) for info in list_layers(part, x)] == [("1", ("input",))]
+    assert not list_layers(torch.jit.script(part), x)
+    for layer in ("0", "0.0"):
+        with pytest.raises(MulticamError, match=rf"layer '{layer}' .* TorchScript runs it out of sight"):
+            HiResCAM(part, layer)(x, lambda out: out.mean((1, 2, 3)))

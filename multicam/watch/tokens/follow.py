@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from multicam.call.inputs import Inputs
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError
+from multicam.watch.hooks import takes_hooks
 from multicam.watch.tokens.fused import FUSED, Scores
 from multicam.watch.tokens.origins import Origins
 from multicam.watch.tokens.written_out import Attended, Products
@@ -97,6 +98,11 @@ class Follower(TorchDispatchMode, Generic[T]):
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Follow the passes that run during the block."""
+        if not takes_hooks(self._model):
+            raise MulticamError(
+                f"{type(self._model).__name__} is TorchScript, which does not tell when it runs: put it into a module, as in "
+                "torch.nn.Sequential(model), and explain that"
+            )
         with ExitStack() as hooks:
             for module in self._model.modules():
                 if isinstance(module, torch.jit.ScriptModule) and module is not self._model:

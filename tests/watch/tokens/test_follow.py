@@ -258,3 +258,15 @@ def test_what_hides_the_tensors_of_a_pass_is_refused(run: Callable[[nn.Module], 
     model = Net()
     with pytest.raises(MulticamError, match=message), Follower(model, Heard()).watch():
         run(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_torchscript_is_put_into_a_module_to_be_followed() -> None:
+    model = torch.jit.script(nn.Linear(4, 4))
+    with (
+        pytest.raises(MulticamError, match=r"TorchScript.* torch.nn.Sequential\(model\)"),
+        Follower(model, Heard()).watch(),
+    ):
+        pass
+    with Follower(nn.Sequential(model), Heard()).watch():
+        assert model(torch.rand(2, 4)).shape == (2, 4)
