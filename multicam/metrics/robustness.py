@@ -249,7 +249,7 @@ def sensitivity(
             leaf = trace.inputs.leaves[name]
             noise = torch.rand(leaf.shape[1:], generator=seeded(seed, draw, i), device="cpu") * 2 - 1
             noisy[name] = leaf + (radius * value_range(leaf) * noise.to(leaf.device)).to(leaf.dtype)
-        worst = torch.maximum(worst, (_flat(explain, trace, trace.inputs.replace(noisy)) - before).norm(dim=1))
+        worst = torch.maximum(worst, (_flat(explain, trace, trace.settled.replace(noisy)) - before).norm(dim=1))
     return torch.where(worst == 0, worst, worst / before.norm(dim=1)).cpu()
 
 

@@ -133,7 +133,7 @@ def _both(
 ) -> tuple[Trace, dict[str, Tensor], Inputs]:
     """The call as it is, the baselines of the inputs to map by what the caller calls them, and the call with the region covered."""
     trace = Trace(model, inputs, {}, target, output)
-    call = trace.inputs
+    call = trace.settled  # what has items for each sample is better seen without a region covered
     if not isinstance(region, Mapping) or not region:
         raise MulticamError(f"a region is given by the name of its input, as {{'rgb': mask}}, not {region!r}")
     where = {call.name(name): part for name, part in region.items()}

@@ -217,12 +217,14 @@ class Trace:
         Raises:
             MulticamError: If nobody can tell what has one item for each sample.
         """
-        return (self.inputs if [*samples] == [*range(self.inputs.batch)] else self.settled).take(samples)
+        if [*samples] == [*range(self.inputs.batch)]:
+            return self.inputs.take(samples)
+        self.refuse_target_without_samples()
+        return self.settled.take(samples)
 
     @cached_property
     def settled(self) -> Inputs:
         """The inputs, with it known what has one item for each sample."""
-        self.refuse_target_without_samples()
         return settled(self.model, self.inputs, self.scorer.output, self.target)
 
     def scores_of(self, returned: Any, samples: Sequence[int]) -> Float[Tensor, " n"]:
