@@ -13,18 +13,19 @@ from torch import Tensor, nn
 from multicam.call.inputs import Inputs
 from multicam.call.scorer import OutputLike
 from multicam.call.targets.scores import TopClass
+from multicam.call.tree import rebuild
 from multicam.cam.components import first_component
 from multicam.cam.laying import input_of, spatial_size
 from multicam.compat.activations import Layers, Lent, listed
 from multicam.compat.older import spoken
 from multicam.compat.pictures import Array, Mirrored, as_array, scale_cam_image
 from multicam.compat.subclasses import Checked, asked, foreign, refuse_unasked
-from multicam.compat.targets import Nothing, PerImage, Targets, chosen, each_target, per_image
+from multicam.compat.targets import Nothing, PerImage, Targets, chosen, each_target, per_image, scalar
 from multicam.errors import MulticamError
 from multicam.watch.layers import Layer, Taps
 from multicam.watch.reshape import Reshape, Tokens
 from multicam.watch.trace import Site, Trace
-from multicam.watch.undisturbed import alone, undisturbed, unwrapped
+from multicam.watch.undisturbed import undisturbed, unwrapped
 
 T = TypeVar("T")  # not typing.Self, which checkers of annotations at run time refuse in undecorated classes
 
@@ -101,6 +102,11 @@ class BaseCAM(Checked):
         return named_layers(self.target_layers, self.reshape_transform)
 
     @property
+    def runs_elsewhere(self) -> bool:
+        """Whether somebody else's object is in the place of `activations_and_grads`, and runs the model."""
+        return self.activations_and_grads is not self._lent
+
+    @property
     def cuda(self) -> bool:
         """Whether the model is on a GPU, as older versions called it."""
         return self.device.type == "cuda"
@@ -123,7 +129,8 @@ class BaseCAM(Checked):
         """
         step = "forward_augmentation_smoothing" if aug_smooth else "forward"
         # A forward of somebody else's may run the model itself, and then read what the layers did.
-        hooked = self._lent.attached() if foreign(type(self), "forward") else nullcontext()
+        own = foreign(type(self), "forward") or "forward" in vars(self)
+        hooked = self._lent.attached() if own else nullcontext()
         with evaluating(self.model), hooked:
             found: Array = asked(self, BaseCAM, step, input_tensor, targets, eigen_smooth)
             return found
@@ -134,7 +141,7 @@ class BaseCAM(Checked):
         inputs = self.bound(input_tensor)
         each = each_target(targets, inputs.batch)
         with evaluating(self.model):
-            if self.activations_and_grads is not self._lent or not self.detach:
+            if self.runs_elsewhere or not self.detach:
                 x, each = self._run(inputs, each)
             else:
                 x, each = self._observe(inputs, each)
@@ -148,7 +155,7 @@ class BaseCAM(Checked):
     def forward_augmentation_smoothing(self, input_tensor: Any, targets: Targets, eigen_smooth: bool = False) -> Array:
         """The mean of the maps of all copies; a target that chooses keeps its choice in all of them."""
         inputs = self.bound(input_tensor)
-        if targets is None and self.reads_target:
+        if targets is None and self.reads_target and not self.runs_elsewhere:
             targets = chosen(Trace(self.model, inputs, {}, None, self.output).target, inputs.batch)
         return self.averaged(inputs, lambda copy: asked(self, BaseCAM, "forward", copy, targets, eigen_smooth))
 
@@ -188,7 +195,7 @@ class BaseCAM(Checked):
     def image_of(self, site: Site, layer: Any, eigen_smooth: bool) -> Array:
         """What `get_cam_image` says of a layer in a pass of somebody else's."""
         trace = self._trace = site.trace
-        x = next(iter(trace.inputs.leaves.values())) if len(trace.inputs.leaves) == 1 else trace.inputs
+        x = _only(trace.inputs)
         target = trace.target
         each = list(target.targets) if isinstance(target, PerImage) else chosen(target, trace.inputs.batch)
         try:
@@ -251,51 +258,52 @@ class BaseCAM(Checked):
         return tuple(reversed(sizes.pop()))
 
     def bound(self, input_tensor: Any) -> Inputs:
-        """The call of the model, on the model's device."""
-        inputs = Inputs.of(input_tensor).bind(unwrapped(self.model))
+        """The call of the model, on the model's device; or of what runs it, which takes one argument."""
+        if self.runs_elsewhere:
+            inputs = input_tensor if isinstance(input_tensor, Inputs) else Inputs(input_tensor)
+        else:
+            inputs = Inputs.of(input_tensor).bind(unwrapped(self.model))
         device = next((parameter.device for parameter in self.model.parameters()), None)
         return inputs.map(lambda _, leaf: leaf.to(device) if isinstance(leaf, Tensor) and device else leaf)
 
     def _observe(self, inputs: Inputs, each: Any) -> tuple[Any, Any]:
         """The quiet pass: what the steps are given as `input_tensor` and as `targets`."""
         self._lent.unhook()
-        ((name, x), *others) = inputs.leaves.items()
-        wrt = [name] if self.compute_input_gradient and self.uses_gradients and not others else []
+        wrt = _floating(inputs) if self.compute_input_gradient and self.uses_gradients else {}
         target = per_image(each, inputs.batch) if self.reads_target else Nothing(inputs.batch)
-        self._trace = trace = Trace(self.model, inputs, self.layers, target, self.output, wrt)
+        self._trace = trace = Trace(self.model, inputs, self.layers, target, self.output, tuple(wrt))
         self.outputs = trace.output
         # Copies, because steps may write into what they are given.
         self._lent.activations = [site.acts.to("cpu", copy=True) for site in trace.sites.values()]
         grads = trace.grads.values() if self.uses_gradients else ()
         self._lent.gradients = [x.to("cpu", copy=True) for x in grads]
-        if wrt:
-            x = x.detach().clone().requires_grad_()
-            x.grad = trace.input_grads[name]
-        return inputs if others else x, chosen(trace.target, inputs.batch) if each is None else each
+        for name, leaf in wrt.items():
+            leaf.grad = trace.input_grads[name]
+        return _only(inputs.replace(wrt)), chosen(trace.target, inputs.batch) if each is None else each
 
     def _run(self, inputs: Inputs, each: Any) -> tuple[Any, Any]:
         """The same, where somebody else's `activations_and_grads` runs the model, or the steps want a history."""
-        floating = {
-            name: leaf.detach().clone().requires_grad_()
-            for name, leaf in inputs.leaves.items()
-            if isinstance(leaf, Tensor) and leaf.is_floating_point()
-        }
+        floating = _floating(inputs)
         with undisturbed(self.model, graph=True):
             # Copies, because a model may write into its inputs.
             copies = inputs.replace({name: leaf.clone() for name, leaf in floating.items()})
-            self.outputs = outputs = self.activations_and_grads(*copies.args, **copies.kwargs)
+            outputs = self.activations_and_grads(*copies.args, **copies.kwargs)
+            self.outputs = rebuild(outputs, lambda _, x: x.detach() if isinstance(x, Tensor) else x)
             each = chosen(TopClass().pin(outputs), inputs.batch) if each is None else each
             rows = list(outputs)
             if len(rows) != len(each):
                 raise MulticamError(f"there are {len(each)} targets for {len(rows)} outputs; give one for each")
             if self.uses_gradients:
-                loss = sum(target(row) for target, row in zip(each, rows, strict=True))
+                loss = torch.stack([scalar(target, target(row)) for target, row in zip(each, rows, strict=True)]).sum()
+                if not loss.requires_grad:
+                    raise MulticamError(
+                        "no gradient leads from the targets to the inputs, which must be of floating point"
+                    )
                 history = not self.detach
                 found = torch.autograd.grad(loss, [*floating.values()], None, True, history, allow_unused=True)
                 for leaf, gradient in zip(floating.values(), found, strict=True):
                     leaf.grad = gradient if self.compute_input_gradient else None
-        given = inputs.replace(floating)
-        return next(iter(given.leaves.values())) if len(given.leaves) == 1 else given, each
+        return _only(inputs.replace(floating)), each
 
     def __enter__(self: T) -> T:
         return self
@@ -308,15 +316,14 @@ class BaseCAM(Checked):
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """With the model in evaluation mode, for steps of a subclass that run it; afterwards as it was."""
-    with alone():
-        training = [module for module in model.modules() if module.training]
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
         for module in training:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+            module.training = True
 
 
 def named_layers(layers: Layers, reshape: Reshape | None) -> dict[str, Layer]:
@@ -342,6 +349,17 @@ def _weighted(
             f"each channel, {acts.shape}"
         )
     return np.asarray(weights * acts)
+
+
+def _floating(inputs: Inputs) -> dict[str, Tensor]:
+    """The inputs that have a gradient, by name, ready for it."""
+    leaves = {name: leaf for name, leaf in inputs.leaves.items() if isinstance(leaf, Tensor)}
+    return {name: x.detach().clone().requires_grad_() for name, x in leaves.items() if x.is_floating_point()}
+
+
+def _only(inputs: Inputs) -> Any:
+    """The only tensor of a call as it is, as steps expect it; else the call."""
+    return next(iter(inputs.leaves.values())) if len(inputs.leaves) == 1 else inputs
 
 
 def _size(site: Site) -> tuple[int, ...]:

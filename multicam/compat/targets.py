@@ -216,7 +216,7 @@ class PerImage:
             if isinstance(output, list) and len(output) == batch
             else [_row(output, i, batch) for i in range(batch)]
         )
-        return torch.stack([_scalar(target, target(one)) for target, one in zip(self.targets, each, strict=True)])
+        return torch.stack([scalar(target, target(one)) for target, one in zip(self.targets, each, strict=True)])
 
     def take(self, samples: Sequence[int]) -> "PerImage":
         """The targets of these images."""
@@ -230,7 +230,12 @@ def _row(output: Any, image: int, batch: int) -> Any:
     return rebuild(output, row)
 
 
-def _scalar(target: Callable[[Any], Any], score: Any) -> Tensor:
+def scalar(target: Callable[[Any], Any], score: Any) -> Tensor:
+    """What a target returned for one image, as a tensor without axes.
+
+    Raises:
+        MulticamError: If it is no single number.
+    """
     if not isinstance(score, Tensor) or score.numel() != 1:
         given = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
         raise MulticamError(

@@ -188,6 +188,64 @@ def test_a_record_of_somebody_elses_may_run_the_model(name: str, frozen: bool) -
     assert abs(found[0] - found[1]).max() < 1e-4 and found[0].max() > 0.9
 
 
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.photo, self.table = nn.Conv2d(3, 8, 3, 2), nn.Linear(4, 8)
+
+    def forward(self, photo: Tensor, table: Tensor) -> Tensor:
+        return torch.einsum("b c h w, b c -> b c", self.photo(photo).relu(), self.table(table))
+
+
+@pytest.mark.parametrize("container", [list, tuple])
+def test_a_record_may_take_several_inputs_as_one(container: type) -> None:
+    """As scripts for image-text models do: a method with a record, and a call, of its own."""
+    found = []
+    for m in (compat, peer):
+
+        class Pair(m.ActivationsAndGradients):
+            def __call__(self, x: Any) -> Any:
+                self.gradients, self.activations = [], []
+                assert type(x) is container
+                return self.model(x[0], x[1])
+
+        class Method(m.GradCAM):
+            def __init__(self, model: nn.Module, target_layers: Any) -> None:
+                super().__init__(model, target_layers)
+                self.activations_and_grads = Pair(self.model, target_layers, self.reshape_transform)
+
+            def __call__(self, x: Any, targets: Any) -> Any:
+                if isinstance(self, compat.BaseCAM):
+                    return super().__call__(x, targets)
+                outputs = self.activations_and_grads(x)
+                sum(target(output) for target, output in zip(targets, outputs, strict=True)).backward()
+                return self.aggregate_multi_layers(self.compute_cam_per_layer(x[0], targets, False))
+
+            def get_target_width_height(self, x: Any) -> tuple[int, ...]:
+                return 18, 16
+
+        model, x = seeded(TwoInputs), container([images(2, 3, 16, 18), images(2, 4)])
+        found.append(Method(model, [model.photo])(x, [compat.ClassifierOutputTarget(c) for c in (2, 5)]))
+        assert m is peer or all(p.grad is None for p in model.parameters())
+    assert found[0].shape == (2, 16, 18) and abs(found[0] - found[1]).max() < 1e-5
+
+
+def test_a_step_may_read_the_gradient_of_each_input() -> None:
+    class Both(compat.BaseCAM):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given, compute_input_gradient=True)
+
+        def get_cam_image(self, x: Any, layer: Any, targets: Any, acts: Any, grads: Any, eigen_smooth: bool) -> Any:
+            told.update({name: leaf.grad for name, leaf in x.leaves.items()})
+            return acts.sum(1)
+
+    told: dict[str, Tensor] = {}
+    model, photo, table = seeded(TwoInputs), images(2, 3, 16, 18).requires_grad_(), images(2, 4).requires_grad_()
+    Both(model, ["photo"])((photo, table), 3)
+    model(photo, table)[:, 3].sum().backward()
+    assert torch.allclose(told["photo"], photo.grad) and torch.allclose(told["table"], table.grad)
+
+
 def test_a_record_that_does_not_fit_is_refused() -> None:
     model, x = seeded(Net), images(2, 3, 16, 16)
     cam = compat.GradCAM(model, [model.second, model.third])
@@ -198,6 +256,10 @@ def test_a_record_that_does_not_fit_is_refused() -> None:
         cam(x[:1], [lambda data: data[0].sum()])
     with pytest.raises(MulticamError, match="output"):
         cam(x[:1])
+    with pytest.raises(MulticamError, match=r"returned shape \(10,\)"):
+        cam(x[:1], [lambda data: data[0][0]])
+    with pytest.raises(MulticamError, match="no gradient leads from the targets to the inputs"):
+        cam(x[:1], [lambda data: data[0][0, 1].detach()])
     for other in (compat.ScoreCAM, compat.AblationCAM, compat.FullGrad):
         cam = other(model, [model.third])
         cam.activations_and_grads = Boxes(model, [model.third])
