@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -15,10 +16,15 @@ from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError, at_least_one, unknown
 from multicam.printing import progress
+from multicam.watch.finite import Asked, How, shown
 from multicam.watch.mixing import Mixing
 from multicam.watch.rows import settled
+from multicam.watch.singly import Singly
 from multicam.watch.trace import Trace
 from multicam.watch.undisturbed import unwrapped
+
+OF_REFERENCES = How("at a reference", "the model is not defined there; give other references, or a baseline")
+FEW = 16  # rows up to which a sample's are run one by one
 
 Players = Sequence[str | Sequence[str]] | Mapping[str, str | Sequence[str]]
 
@@ -65,6 +71,10 @@ class Game(Scored):
         players: The inputs of each player, by its name.
         references: What each input is replaced by `(b n …)`, or `(1 n …)` if it is the same for every sample.
         used: Whether the score depends on each player.
+        how: What is done to a player that is not there.
+
+    Raises:
+        MulticamError: As for `contribution`; and a call, if a score is not finite.
 
     Example:
         >>> model = nn.Bilinear(2, 2, 1, bias=False)
@@ -90,7 +100,7 @@ class Game(Scored):
         self._model = unwrapped(model)
         call = Inputs.of(inputs).bind(self._model).own()
         self._call = settled(self._model, call, output, Scorer(target, output).target)
-        self._scorer = Scorer(target, output)
+        self._scores_of = _Scores(Scorer(target, output))
         self.batch, self.batch_size = self._call.batch, at_least_one("batch_size", batch_size)
         if references is not None and not (isinstance(baseline, float) and baseline == 0):
             raise MulticamError("give a baseline, or references to take its place, not both")
@@ -99,14 +109,30 @@ class Game(Scored):
         self._gone = _gone(self.players, given)
         self._mixed = [i for i in range(len(self.players)) if i not in self._gone]
         self.references = self._stand_ins(given if isinstance(baseline, Mapping) else baseline, references)
+        self.how = How(baseline=baseline, references=True) if references is None else OF_REFERENCES
         self._games: dict[tuple[int, ...], Mixing] = {}
-        mixing = self._mixing(())
-        fixed = self._scorer.pinned(select_output(self._of_samples(mixing.output), output))
-        if fixed is not self._scorer:
-            self._scorer = fixed.take(range(self.batch))
-        elif self.batch > 1 and not hasattr(fixed.target, "take"):
-            Trace(self._model, self._call, {}, fixed.target, output).refuse_target_without_samples()
-        self.used = [i in self._gone or mixing.used[self._mixed.index(i)] for i in range(len(self.players))]
+        few = self.batch == 1 and 2 ** len(self._mixed) * self._apart[1] <= FEW
+        self._singly = few or self.batch_size == 1
+        self._fix()
+        used = self._mixing(()).singly.used if self._singly else self._mixing(()).used
+        self.used = [i in self._gone or used[self._mixed.index(i)] for i in range(len(self.players))]
+
+    def _fix(self) -> None:
+        """Decide what the target chooses from the output for the samples themselves."""
+        mixing, scores = self._mixing(()), self._scores_of
+        self._singly = self._singly or mixing.output is None
+        if self._singly:
+            found = torch.stack([mixing.singly.score_of(sample) for sample in range(self.batch)])
+        else:
+            output = self._of_samples(mixing.output)
+            scores.fix(output, self.batch)
+            if self.batch > 1 and not hasattr(scores.scorer.target, "take"):
+                Trace(
+                    self._model, self._call, {}, scores.scorer.target, scores.scorer.output
+                ).refuse_target_without_samples()
+            found = scores.scorer.read(output, range(self.batch))
+        self._asked = Asked(self._model, self._call, scores.scorer)
+        self._asked.check(found)
 
     def _stand_ins(
         self, baseline: Baseline | Mapping[str, Baseline | None], references: Any
@@ -135,12 +161,35 @@ class Game(Scored):
         scores = torch.empty(len(samples), len(coalitions), dtype=found[0][1].dtype)
         for chosen, part in found:
             scores[:, chosen] = part
+        if not torch.isfinite(scores).all():
+            raise self._refusal(scores, coalitions, samples)
         return scores
+
+    def _refusal(
+        self, scores: Float[Tensor, "b n"], coalitions: Bool[Tensor, "n k"], samples: Sequence[int]
+    ) -> MulticamError:
+        """What to say of scores that are not finite: of a coalition that most players are in, as it tells best what is at fault."""
+        bad = ~torch.isfinite(scores)
+        n = int(coalitions.sum(1).where(bad.any(0).to(coalitions.device), -1).argmax())
+        row = int(bad[:, n].nonzero()[0])
+        sample, there = samples[row], coalitions[n].tolist()
+        away = [name for i, names in enumerate(self.players.values()) if not there[i] for name in names]
+        each = next(iter(self.references.values()), torch.empty(1, 1)).shape[1]
+
+        def values(j: int) -> dict[str, Tensor | None]:
+            known = {name: x[sample if len(x) > 1 else 0, j][None] for name, x in self.references.items()}
+            return {name: known.get(name) for name in away}
+
+        of = next((j for j in range(each) if self._asked.fails(values(j), sample)), 0)
+        return self._asked.refusal(shown(scores[row, n]), values(of), sample, self.how)
 
     def _scores(
         self, without: tuple[int, ...], coalitions: Sequence[Sequence[bool]], samples: Sequence[int]
     ) -> Float[Tensor, "b n"]:
         mixing = self._mixing(without)
+        singly = mixing.singly if self._singly or not mixing.together else None
+        for sample in samples if singly else ():
+            self._mixing(()).singly.output_of(sample)  # decides what the target chooses, with all players there
         apart, each = self._apart
         rows = list(product(samples, coalitions, range(each)))
         starts = range(0, len(rows), self.batch_size)
@@ -151,7 +200,7 @@ class Game(Scored):
                 [s if there[i] else self.batch + (s * each if apart else 0) + j for s, there, j in part]
                 for i in range(len(self._mixed))
             ]
-            found.append(mixing(sources, [s for s, _, _ in part]))
+            found.append((singly or mixing)(sources, [s for s, _, _ in part]))
         return torch.cat(found).cpu().view(len(samples), len(coalitions), each).mean(2)
 
     @property
@@ -180,12 +229,50 @@ class Game(Scored):
         owners = [*range(self.batch), *(s for s in range(self.batch if apart else 1) for _ in range(each))]
         both = {name: torch.cat([call.leaves[name], x.flatten(0, 1)]) for name, x in self.references.items()}
 
-        def read(output: Any, rows: Sequence[int]) -> Tensor:
-            return self._scorer.read(output, [owners[row] for row in rows])
-
         whole = call.take(owners).replace(both)
-        self._games[without] = Mixing(self._model, whole, [parts[i] for i in self._mixed], read)
+        mixed = [parts[i] for i in self._mixed]
+        singly = Singly(self._model, whole, mixed, partial(self._scores_of.alone, owners))
+        together = partial(self._scores_of.together, owners)
+        self._games[without] = Mixing(self._model, whole, mixed, together, self.batch, singly)
         return self._games[without]
+
+
+class _Scores:
+    """From outputs to the scores of the rows in them, with everything decided that the target chooses from that of the unchanged call.
+
+    Args:
+        scorer: With nothing decided.
+
+    Attributes:
+        scorer: What scores the samples together.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._unfixed = self.scorer = scorer
+        self._alone: dict[int, Scorer] = {}
+
+    def fix(self, output: Any, batch: int) -> None:
+        """Decide by the output for all samples."""
+        fixed = self._unfixed.pinned(select_output(output, self._unfixed.output))
+        self.scorer = self._unfixed if fixed is self._unfixed else fixed.take(range(batch))
+
+    def together(self, owners: Sequence[int], output: Any, rows: Sequence[int]) -> Float[Tensor, " n"]:
+        """The scores of rows that ran together.
+
+        Args:
+            owners: The sample that each row of the call belongs to.
+            output: What the model returned.
+            rows: The rows of the call.
+        """
+        return self.scorer.read(output, [owners[row] for row in rows])
+
+    def alone(self, owners: Sequence[int], output: Any, rows: Sequence[int]) -> Float[Tensor, " n"]:
+        """The scores of copies of one row that ran alone; a sample's first decides what the target chooses."""
+        sample = owners[rows[0]]
+        if sample not in self._alone:
+            scorer = self._unfixed.take([sample] * len(rows))
+            self._alone[sample] = scorer.pinned(select_output(output, scorer.output))
+        return self._alone[sample].read(output, [0] * len(rows))
 
 
 def _players(call: Inputs, players: Players | None, given: Mapping[str, Any]) -> dict[str, list[str]]:

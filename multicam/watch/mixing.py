@@ -1,12 +1,8 @@
-"""The scores of calls whose inputs come from different samples, with each encoder run once for each sample and not for each call.
+"""The scores of calls whose inputs come from different samples, many at once, with each encoder run once for each sample and not for each call."""
 
-A module that depends on one of the mixed parts only returns for a mixed row what it returned for the sample that this part comes
-from. So with encoders that see an input each, all combinations of k inputs cost what the fusion behind them costs.
-"""
-
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,45 +11,77 @@ from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
 from multicam.call.tree import rebuild
-from multicam.errors import MulticamError
-from multicam.watch.module_calls import Key, ModuleCall, Rows, confirmed, skipping, within
+from multicam.errors import out_of_memory
+from multicam.watch.module_calls import Key, ModuleCall, Rows, confirmed, rounding, skipping, within
 from multicam.watch.recorded import Confirming, Read, Recording
+from multicam.watch.singly import Parts, Singly, part_of
 from multicam.watch.undisturbed import undisturbed
 
 
 class Mixing:
-    """The scores of rows that take each part of a call from another sample of it.
+    """The scores of rows that take each part of a call from another sample of it; see `multicam.watch.singly` for what a part is.
 
-    One pass of the whole call records what each module returns, and which parts it depends on. Rows then run only what depends on
-    several parts at once. A full pass of mixed rows checks the record, module by module, and its scores must come out of
-    the short way; if they do not, all is run for every row from then on, with a warning.
+    One pass of the whole call records what each module returns, and which parts it depends on. Rows then run together, and only what depends on
+    several parts at once. Full passes prove it, module by module and by their scores: one of a mixed row alone, and one of mixed rows of all other
+    samples, in which each part comes from other samples than in the first, so that whichever row the others would depend on is missing in one of
+    them. Where they do not agree, or the model does not run so many rows, each row runs alone.
 
     Args:
         model: Any module.
-        inputs: The call, bound to the model.
+        inputs: The call, bound to the model: samples, and behind them what replaces their parts.
         parts: Names of inputs that are taken from one sample together. All other inputs belong to a row's own sample.
         read: From an output, and the sample of the call that each of its rows belongs to, to scores.
+        samples: How many of the rows are samples.
+        singly: The same, each row alone.
 
     Example:
         >>> model = nn.Bilinear(2, 2, 1, bias=False)
         >>> inputs = Inputs(torch.rand(3, 2), torch.rand(3, 2)).bind(model)
-        >>> mixing = Mixing(model, inputs, [["input1"], ["input2"]], lambda output, samples: output[:, 0])
+        >>> parts, read = [["input1"], ["input2"]], lambda output, samples: output[:, 0]
+        >>> mixing = Mixing(model, inputs, parts, read, 2, Singly(model, inputs, parts, read))
         >>> scores = mixing([[0, 0], [1, 2]], [0, 0])  # the second input of sample 1, then that of sample 2
         >>> x, y = inputs.args
         >>> torch.allclose(scores, model(x[[0, 0]], y[[1, 2]])[:, 0])
         True
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs, parts: Sequence[Sequence[str]], read: Read) -> None:
-        self._model, self._inputs, self._read = model, inputs, read
-        self._part = {name: i for i, names in enumerate(parts) for name in names}
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, parts: Parts, read: Read, samples: int, singly: Singly
+    ) -> None:
+        self._model, self._inputs, self._read, self._samples = model, inputs, read, samples
+        self._part = part_of(inputs, parts)
         self._count = len(parts)
         self._batch = inputs.batch
         self._calls: dict[Key, ModuleCall] = {}
         self._seen: dict[Key, int] = {}  # which parts each of them depends on, as bits
-        self._proved = False
-        with self._quietly():
-            self.output, self.used = self._record()
+        self.singly = singly
+
+    @cached_property
+    def output(self) -> Any:
+        """The output of the whole call; None where it cannot be run."""
+        try:
+            return self._record()
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            return None
+
+    @cached_property
+    def used(self) -> list[bool]:
+        """Whether the score depends on each part."""
+        if self.output is None:
+            return self.singly.used
+        return [bool(self._colours >> i & 1) for i in range(self._count)]
+
+    @cached_property
+    def together(self) -> bool:
+        """Whether rows have the same scores together as alone; else each runs alone."""
+        try:
+            return self.output is not None and self._prove()
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            return False
 
     def __call__(self, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Float[Tensor, " n"]:
         """The scores of `n` rows.
@@ -62,106 +90,110 @@ class Mixing:
             parts: For each part the sample that each row takes it from.
             samples: The sample that each row belongs to, whose other inputs it has.
         """
-        with self._quietly():
-            if not self._proved:
-                self._prove()
-                self._proved = True
-            return self._scores(parts, samples)
+        if self.together:
+            try:
+                return self._short([*parts, samples])
+            except Exception as error:
+                if out_of_memory(error):
+                    raise
+                # Some values take a way that cannot be taken together.
+        return self.singly(parts, samples)
 
-    @contextmanager
-    def _quietly(self) -> Iterator[None]:
-        with undisturbed(self._model, graph=False):
-            yield
+    def _record(self) -> Any:
+        recording = Recording(self._model, most=1)
+        with undisturbed(self._model, graph=False, call=self._inputs, part="mixing") as memory:
+            for name, leaf in memory.call.leaves.items():
+                if isinstance(leaf, Tensor) and name in self._part:
+                    recording.taint.mark(leaf, colours=1 << self._part[name])
+                elif isinstance(leaf, Tensor):
+                    recording.taint.know([leaf])
+            with recording.watch():
+                output = memory.call.run(self._model)
+            self._read(output, range(self._batch))  # refuses what is no score of so many rows
+            output = rebuild(output, lambda _, x: memory.apart(x))
+        # Where a value decides what runs, rows that are mixed may take a way that none took here.
+        self._colours = recording.taint.colours(output) if not recording.taint.escaped else -1
+        self._calls, self._seen = recording.calls, recording.colours
+        return output
 
-    def _call(self, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Inputs:
-        batched = self._inputs.batched
-
-        def mixed(name: str, leaf: Any) -> Any:
-            if name not in batched:
-                return leaf
-            rows = parts[self._part[name]] if name in self._part else samples
-            return leaf[torch.as_tensor(rows, device=leaf.device)]
-
-        return self._inputs.map(mixed)
-
-    def _scores(self, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Float[Tensor, " n"]:
-        with self._skipping(parts, samples):
-            output = self._call(parts, samples).own().run(self._model)
-        return self._read(output, samples)
-
-    def _full_scores(self, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Float[Tensor, " n"]:
-        try:
-            output = self._call(parts, samples).own().run(self._model)
-        except (RuntimeError, ValueError, LookupError) as error:
-            raise MulticamError(
-                f"{type(self._model).__name__} ran with {self._batch} rows, but not with {len(samples)} whose inputs are mixed: {error}. "
-                "Every input must have one row for each sample, or be the same for all and marked by Inputs(…).constant(name)"
-            ) from error
-        return self._read(output, samples)
-
-    def _rows(self, key: Key, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Sequence[int]:
-        """The samples whose record a call returns for each row.
+    def _rows(self, key: Key, sources: Sequence[Sequence[int]]) -> Sequence[int] | None:
+        """The samples whose record a call returns for each row; None for one that depends on no part.
 
         With `f_i` a call that sees part i only, `f_i(row) = f_i(sample that the row takes part i from)`: a call that depends on the colour of one
-        part returns its record in the order in which the rows take that part, and one that depends on none in that of their samples.
+        part returns its record in the order in which the rows take that part.
         """
         seen = self._seen[key]
-        return parts[seen.bit_length() - 1] if seen else samples
+        return sources[seen.bit_length() - 1] if seen else None
 
-    def _skipping(self, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> AbstractContextManager[None]:
-        """Let the modules that depend on one part return their record."""
+    def _call(self, sources: Sequence[Sequence[int]]) -> Inputs:
+        taken = [self._inputs.take(rows).leaves for rows in sources]
+        changed = {name: taken[i][name] for name, i in self._part.items() if i < self._count}
+        return self._inputs.take(sources[-1]).replace(changed)
 
+    def _short(self, sources: Sequence[Sequence[int]]) -> Float[Tensor, " n"]:
         def returned(call: ModuleCall) -> Any:
-            rows = self._rows(call.key, parts, samples)
-            return rebuild(
-                call.output, lambda path, x: call.rows[path][0].take(x, rows) if isinstance(x, Tensor) else x
-            )
+            rows = self._rows(call.key, sources)
 
-        return skipping(self._calls, returned)
+            def taken(path: str, x: Any) -> Any:
+                if not isinstance(x, Tensor):
+                    return x
+                return x.clone() if rows is None else call.rows[path][0].take(x, rows)
 
-    def _record(self) -> tuple[Any, list[bool]]:
-        """The output of the whole call, and whether it depends on each part."""
-        recording = Recording(self._model, most=1)
-        call = self._inputs.own()
-        leaves_now = call.leaves
-        for name, part in self._part.items():
-            recording.taint.mark(leaves_now[name], colours=1 << part)
-        with recording.watch():
-            output = call.run(self._model)
-        colours = recording.taint.colours(output)
-        self._calls, self._seen = recording.calls, recording.colours
-        return output, [bool(colours >> i & 1) for i in range(self._count)]
+            return rebuild(call.output, taken)
 
-    def _prove(self) -> None:
-        """Keep of the record what a full pass of mixed rows confirms, and compare scores."""
-        # The mixed row takes each part from a sample drawn by chance. What the record and the marks say must come out of a full pass of it, call by
-        # call; and what the fusion makes of the record must be the full pass's score, up to rounding and a thousandth of the scores' standard deviation.
-        n = 1  # another size than that of the record, which has a baseline besides, tells which axis is the batch
-        generator = torch.Generator().manual_seed(0)
-        drawn = torch.randint(self._batch, (self._count + 1, n + 1), generator=generator, device="cpu").tolist()
-        parts, samples = [rows[-n:] for rows in drawn[:-1]], drawn[-1][-n:]
+        return self._scores(sources, skipping(self._calls, returned), ("mixed", len(self._calls)))
+
+    def _full(self, sources: Sequence[Sequence[int]]) -> Float[Tensor, " n"]:
+        """The scores of a pass that skips nothing, which takes out of the record what it does not confirm."""
 
         def compare(record: ModuleCall, output: Any) -> dict[str, list[Rows]] | None:
-            return confirmed(record, output, self._batch, self._rows(record.key, parts, samples))
+            rows = self._rows(record.key, sources)
+            found = confirmed(record, output, self._batch, sources[-1] if rows is None else rows)
+            # What depends on a part has a row for each sample; else it is that of the sample that came first, or last.
+            if found is None or (
+                rows is not None and any(place.axis is None for each in found.values() for place in each)
+            ):
+                return None
+            return found
 
-        found = Confirming(self._model, self._calls, compare)
-        with found.watch():
-            expected = self._full_scores(parts, samples)
-        self._calls = found.calls
+        confirming = Confirming(self._model, self._calls, compare)
+        scores = self._scores(sources, confirming.watch(), "full")
+        self._calls = confirming.calls
+        return scores
+
+    def _scores(
+        self, sources: Sequence[Sequence[int]], watched: AbstractContextManager[None], part: object
+    ) -> Float[Tensor, " n"]:
+        with undisturbed(self._model, graph=False, call=self._call(sources), part=part) as memory:
+            with watched:
+                output = memory.call.run(self._model)
+            return self._read(output, sources[-1])
+
+    def _prove(self) -> bool:
+        first, others = self._proofs()
+        expected = torch.cat([self._full(rows) for rows in (first, others)])
         whole = self._read(self.output, range(self._batch))
-        tolerance = float(found.rounding * torch.cat([expected, whole]).abs().max() + 1e-3 * whole.std())
-        try:
-            # In another place and company than before, which must not matter: the mixed row, and a sample as it is.
-            *others, of = ([*rows, 0] for rows in drawn)
-            agrees = within(self._scores(others, of)[-1 - n :], torch.cat([expected, whole[:1]]), tolerance)
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
-            agrees = False
-        if agrees:
-            return
-        self._calls = {}
-        warnings.warn(
-            f"running the fusion of {type(self._model).__name__} on recorded encodings does not give the scores of running all of it, "
-            "so all of it is run for every combination: some of its modules do not depend on what they are given alone, or scores depend "
-            "on what else is in the batch, or on the place in it (then batch_size=1 runs each combination alone)",
-            stacklevel=2,
-        )
+        share = max(map(rounding, [*self._model.parameters(), expected]))
+        tolerance = float(share * torch.cat([expected, whole]).abs().max())
+        # In another place and company than before, which must not matter; and so for a sample as it is.
+        together = [[*more, *one, 0] for one, more in zip(first, others, strict=True)]
+        wanted = torch.cat([expected[1:], expected[:1], whole[:1]])
+        return within(self._short(together), wanted, tolerance)
+
+    def _proofs(self) -> tuple[list[list[int]], list[list[int]]]:
+        """By part, where the one mixed row takes it from; and where those of all other samples do."""
+        used = [i for i, is_used in enumerate(self.used) if is_used]
+        replaces = self._samples
+        apart = self._batch >= 2 * self._samples  # each sample has replacements of its own
+        each = (self._batch - self._samples) // self._samples
+
+        def replacement(sample: int) -> int:
+            return replaces + sample * each if apart else replaces
+
+        turn = [used.index(i) % 2 if i in used else 0 for i in range(self._count)]
+        first = [[replacement(0) if odd else 0] for odd in turn]
+        if self._samples == 1:
+            return [*first, [0]], [*([0 if odd else replacement(0)] for odd in turn), [0]]
+        rest = range(1, self._samples)
+        others = [[s if odd else replacement(s) for s in rest] for odd in turn]
+        return [*first, [0]], [*others, [*rest]]

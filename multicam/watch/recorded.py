@@ -49,6 +49,7 @@ class Recording:
         taint: Where to mark what will be changed, before the pass or in it.
         calls: The calls that are kept, each with its output; known after the pass.
         colours: What each of them depends on.
+        counts: How many calls of each module, by id, there were.
     """
 
     def __init__(self, model: nn.Module, most: int) -> None:
@@ -58,7 +59,7 @@ class Recording:
         self.taint.touched = self._touched
         self.calls: dict[Key, ModuleCall] = {}
         self.colours: dict[Key, int] = {}
-        self._counts: Counter[int] = Counter()
+        self.counts: Counter[int] = Counter()
         self._kept: list[ModuleCall] = []
         self._open: list[_Open] = []
         self._source: ModuleCall | None = None
@@ -84,13 +85,13 @@ class Recording:
 
     def _begin(self, call: ModuleCall, given: Any) -> None:
         colours, attributes = self.taint.colours(given), vars(call.module).copy()
-        self._open.append(_Open(call, self._counts.copy(), len(self._kept), colours, attributes))
-        self._counts[id(call.module)] += 1
+        self._open.append(_Open(call, self.counts.copy(), len(self._kept), colours, attributes))
+        self.counts[id(call.module)] += 1
 
     def _end(self, output: Any) -> None:
         entry = self._open.pop()
         call = entry.call
-        call.inside = self._counts - entry.before
+        call.inside = self.counts - entry.before
         if self._open:
             self._open[-1].told |= entry.told or has_others(call.module)
         tensors = tensors_of(output).values()

@@ -60,6 +60,11 @@ class Taint(TorchDispatchMode):
         """The colours of everything inside of `value`."""
         return self._escaped | self._held([x for x in leaves(value).values() if isinstance(x, Tensor)])
 
+    @property
+    def escaped(self) -> int:
+        """The colours of what became a number or a shape, by which all that followed may have been decided."""
+        return self._escaped
+
     def escape(self, colours: int) -> None:
         """From now on everything counts as marked with these colours."""
         self._escaped |= colours

@@ -1,0 +1,289 @@
+"""The scores of calls whose inputs come from different rows, each run alone, with what sees one input only taken from a record.
+
+A module that depends on one of the mixed parts only returns for a mixed row what it returned for the row that this part comes from. So with
+encoders that see an input each, all combinations of k inputs cost what the fusion behind them costs.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from multicam.call.inputs import Inputs
+from multicam.call.tree import rebuild
+from multicam.errors import out_of_memory
+from multicam.watch.module_calls import Key, ModuleCall, confirmed, every_call, rounding, skipping, within
+from multicam.watch.plans import Plan, kind_of, plans_of
+from multicam.watch.recorded import Confirming, Read, Recording
+from multicam.watch.undisturbed import undisturbed
+
+Parts = Sequence[Sequence[str]]
+
+
+def part_of(inputs: Inputs, parts: Parts) -> dict[str, int]:
+    """The number of the part that each input with a row for each sample belongs to; what is of none comes last, as a part of its own."""
+    named = {name: i for i, names in enumerate(parts) for name in names}
+    return {name: named.get(name, len(parts)) for name in (*inputs.batched, *inputs.listed)} | named
+
+
+@dataclass(eq=False)
+class Source:
+    """What a pass of one row gave.
+
+    Attributes:
+        output: What the model returned.
+        calls: The calls of modules that depend on one part at most.
+        plan: What each of them depends on.
+        decided: Whether a value decided what ran.
+    """
+
+    output: Any
+    calls: dict[Key, ModuleCall]
+    plan: Plan
+    decided: bool
+
+
+class Singly:
+    """The scores of rows that take each part of a call from another row of it, each in a pass of its own.
+
+    Nothing can depend on what else is in a batch, and where the samples lie in what a module returns need not be known. The record is proved by
+    a full pass of a row that takes every other part from another row; what it does not confirm runs again, and if the short way has another
+    score, all is run for every row from then on, with a warning. What was proved of calls of one kind holds for later ones, unless a value
+    decided what ran.
+
+    Args:
+        model: Any module.
+        inputs: The call, bound to the model.
+        parts: Names of inputs that are taken from one row together. All other inputs belong to a row's own.
+        read: From an output, and the row of the call that each of its rows belongs to, to scores.
+
+    Example:
+        >>> model = nn.Bilinear(2, 2, 1, bias=False)
+        >>> inputs = Inputs(torch.rand(2, 2), torch.rand(2, 2)).bind(model)
+        >>> mixing = Singly(model, inputs, [["input1"], ["input2"]], lambda output, rows: output[:, 0])
+        >>> x, y = inputs.args
+        >>> torch.allclose(mixing([[0], [1]], [0]), model(x[[0]], y[[1]])[:, 0])
+        True
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, parts: Parts, read: Read) -> None:
+        self._model, self._inputs, self._read = model, inputs, read
+        self._part = part_of(inputs, parts)
+        self._count = len(parts)
+        self._copies = 1
+        self._proved = False
+        self._sources: dict[int, Source] = {}
+        self._scores: dict[tuple[int, ...], Tensor] = {}
+        self._plans = plans_of(model)
+        kind = kind_of(model, inputs)
+        self._kind = kind if kind is None else (tuple(map(tuple, parts)), kind)
+
+    @cached_property
+    def used(self) -> list[bool]:
+        """Whether the score depends on each part: all of them, where a value of one decides what runs."""
+        sources = [self._source(row) for row in range(min(2, self._inputs.batch))]
+        decided = any(source.decided for source in sources)
+        return [decided or any(source.plan.used >> i & 1 for source in sources) for i in range(self._count)]
+
+    def output_of(self, row: int) -> Any:
+        """What the model returned for a row of the call."""
+        return self._source(row).output
+
+    def score_of(self, row: int) -> Tensor:
+        """The score `()` of a row of the call."""
+        return self._read(self.output_of(row), [row] * self._copies)[0]
+
+    def __call__(self, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Float[Tensor, " n"]:
+        """The scores of `n` rows.
+
+        Args:
+            parts: For each part the row that each row takes it from.
+            samples: The row of the call that each row belongs to, whose other inputs it has.
+        """
+        rows = [tuple(each) for each in zip(*parts, strict=True)] or [()] * len(samples)
+        return torch.stack([self._score(row, of) for row, of in zip(rows, samples, strict=True)])
+
+    def _score(self, row: tuple[int, ...], of: int) -> Tensor:
+        self._source(of)  # before all others: its output decides what the target chooses
+        # What the score does not depend on may come from the row itself, and what is left may be a row of the call.
+        row = (*(source if used else of for source, used in zip(row, self.used, strict=True)), of)
+        ends = {*row[:-1]} or {of}
+        if len(ends) == 1 and self._same_own(next(iter(ends)), of):
+            return self.score_of(next(iter(ends)))
+        if not self._proved:
+            self._prove(row)
+        if row not in self._scores:
+            self._scores[row] = self._short(row) if self._holds else self._full(row, None)
+        return self._scores[row]
+
+    def _same_own(self, row: int, of: int) -> bool:
+        """Whether two rows are the same in all that is not mixed."""
+        leaves = self._inputs.batched
+        return row == of or all(
+            torch.equal(leaf[row], leaf[of]) for name, leaf in leaves.items() if self._part[name] == self._count
+        )
+
+    @property
+    def _holds(self) -> bool:
+        """Whether something of the record need not run again."""
+        return any(source.calls for source in self._sources.values())
+
+    # Passes of one row of the call
+
+    def _source(self, row: int) -> Source:
+        if row not in self._sources:
+            plan = None if self._kind is None else self._plans.get(self._kind)
+            source = None if plan is None else self._taken(row, plan)
+            self._sources[row] = source or self._recorded(row)
+            self._proved = self._proved or source is not None
+        return self._sources[row]
+
+    def _recorded(self, row: int) -> Source:
+        """The pass of a row, with what each call of a module depends on."""
+        failed: Exception | None = None
+        for copies in {self._copies, 2}:
+            recording = Recording(self._model, most=1)
+            try:
+                with undisturbed(self._model, graph=False, call=self._rows(row, copies), part="record") as memory:
+                    for name, leaf in memory.call.leaves.items():
+                        if isinstance(leaf, Tensor) and name in self._part:
+                            recording.taint.mark(leaf, colours=1 << self._part[name])
+                        elif isinstance(leaf, Tensor):
+                            recording.taint.know([leaf])
+                    with recording.watch():
+                        output = memory.call.run(self._model)
+                    self._read(output, [row] * copies)  # refuses what is no score of so many rows
+                    used = recording.taint.colours(output)
+                    output = rebuild(output, lambda _, x: memory.apart(x))
+            except Exception as error:
+                if out_of_memory(error) or copies == 2:
+                    raise (failed or error) from None
+                failed = error
+                continue
+            self._copies = copies
+            inside = {key: call.inside for key, call in recording.calls.items()}
+            plan = Plan(recording.colours, inside, used, recording.counts)
+            return Source(output, recording.calls, plan, bool(recording.taint.escaped))
+        raise AssertionError
+
+    def _taken(self, row: int, plan: Plan) -> Source | None:
+        """The same by a plan; None where the pass is of another kind after all."""
+        counts: Counter[int] = Counter()
+        calls: dict[Key, ModuleCall] = {}
+        open_calls: list[ModuleCall] = []
+
+        def begin(call: ModuleCall, _: Any) -> None:
+            counts[id(call.module)] += 1
+            open_calls.append(call)
+
+        def end(output: Any) -> None:
+            call = open_calls.pop()
+            if call.key in plan.colours:
+                call.output = rebuild(output, lambda _, x: x.detach().clone() if isinstance(x, Tensor) else x)
+                call.inside = plan.inside[call.key]
+                calls[call.key] = call
+
+        with undisturbed(self._model, graph=False, call=self._rows(row, self._copies), part="taken") as memory:
+            with every_call(self._model, begin, end):
+                output = memory.call.run(self._model)
+            output = rebuild(output, lambda _, x: memory.apart(x))
+        self._read(output, [row] * self._copies)
+        return Source(output, calls, plan, False) if counts == plan.counts else None
+
+    def _rows(self, row: int, copies: int) -> Inputs:
+        return self._inputs if self._inputs.batch == copies == 1 else self._inputs.take([row] * copies)
+
+    # Passes of mixed rows
+
+    def _mixed(self, row: tuple[int, ...]) -> Inputs:
+        by_source = {source: self._rows(source, self._copies).leaves for source in {*row}}
+        changed = {name: by_source[row[i]][name] for name, i in self._part.items() if i < self._count}
+        return self._rows(row[-1], self._copies).replace(changed)
+
+    def _full(self, row: tuple[int, ...], confirming: Confirming | None) -> Tensor:
+        with undisturbed(self._model, graph=False, call=self._mixed(row), part="full") as memory:
+            if confirming is None:
+                output = memory.call.run(self._model)
+            else:
+                with confirming.watch():
+                    output = memory.call.run(self._model)
+            return self._read(output, [row[-1]] * self._copies)[0]
+
+    def _short(self, row: tuple[int, ...]) -> Tensor:
+        calls = self._calls(row)
+        with undisturbed(self._model, graph=False, call=self._mixed(row), part=("short", len(calls))) as memory:
+            with skipping(
+                calls, lambda call: rebuild(call.output, lambda _, x: x.clone() if isinstance(x, Tensor) else x)
+            ):
+                output = memory.call.run(self._model)
+            return self._read(output, [row[-1]] * self._copies)[0]
+
+    def _calls(self, row: tuple[int, ...]) -> dict[Key, ModuleCall]:
+        """The calls that a mixed row takes from the record: of each source those that depend on a part which the row takes from it.
+
+        With `f_i` a call that sees part i only, `f_i(row) = f_i(row that the row takes part i from)`. Two sources may both have the call where values
+        decide what runs; then it runs.
+        """
+        found: dict[Key, ModuleCall] = {}
+        twice: set[Key] = set()
+        for number in {*row}:
+            source = self._source(number)
+            for key, call in source.calls.items():
+                colours = source.plan.colours[key]
+                if not colours or row[colours.bit_length() - 1] == number:
+                    if key in found and colours:
+                        twice.add(key)
+                    found[key] = call
+        return {key: call for key, call in found.items() if key not in twice}
+
+    def _prove(self, asked: tuple[int, ...]) -> None:
+        """Keep of the record what a full pass of one mixed row confirms, and compare scores."""
+        ends = sorted({*asked})[:2]
+        mixed = [i for i, used in enumerate(self.used) if used]
+        # Every other part comes from another row.
+        row = tuple(ends[mixed.index(i) % 2] if i in mixed else of for i, of in enumerate(asked))
+        recorded = self._calls(row)
+        confirming = Confirming(self._model, recorded, lambda record, again: confirmed(record, again, 1, [0]))
+        expected = self._full(row, confirming)
+        for source in self._sources.values():
+            source.calls = {
+                key: call for key, call in source.calls.items() if key in confirming.calls or key not in recorded
+            }
+        self._proved, self._scores[row] = True, expected
+        share = max([confirming.rounding, *map(rounding, [*self._model.parameters(), expected])])
+        size = torch.stack([expected, *map(self.score_of, self._sources)]).abs().max()
+        try:
+            agrees = not self._holds or within(self._short(row), expected, float(share * size))
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            agrees = False
+        if agrees:
+            self._remember()
+            return
+        for source in self._sources.values():
+            source.calls = {}
+        warnings.warn(
+            f"running the fusion of {type(self._model).__name__} on recorded encodings does not give the scores of running all of it, "
+            "so all of it is run for every combination: some of its modules do not depend on what they are given alone",
+            stacklevel=2,
+        )
+
+    def _remember(self) -> None:
+        first = self._sources[0]
+        alike = all(s.plan == first.plan and s.calls.keys() == first.calls.keys() for s in self._sources.values())
+        if (
+            self._kind is not None
+            and self._copies == 1
+            and alike
+            and not any(s.decided for s in self._sources.values())
+        ):
+            kept = {key: colours for key, colours in first.plan.colours.items() if key in first.calls}
+            inside = {key: call.inside for key, call in first.calls.items()}
+            self._plans[self._kind] = Plan(kept, inside, first.plan.used, first.plan.counts)
