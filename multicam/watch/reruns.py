@@ -120,7 +120,7 @@ class Reruns:
             return shaken(self._gridded(self._acts)[:1], 2, torch.Generator().manual_seed(0))
         given = {name: leaf[:1] for name, leaf in self._call.leaves.items() if name in values}
         differ = [
-            (_fitted(rows, given[name]) != given[name]).view(len(rows), -1).double().mean(1).cpu()
+            (_fitted(rows, given[name]) != given[name]).reshape(len(rows), -1).double().mean(1).cpu()
             for name, rows in values.items()
         ]
         furthest = int(torch.stack(differ).sum(0).argmax())
