@@ -22,9 +22,8 @@ class Mixing:
     """The scores of rows that take each part of a call from another sample of it; see `multicam.watch.singly` for what a part is.
 
     One pass of the whole call records what each module returns, and which parts it depends on. Rows then run together, and only what depends on
-    several parts at once. Full passes prove it, module by module and by their scores: one of a mixed row alone, and one of mixed rows of all other
-    samples, in which each part comes from other samples than in the first, so that whichever row the others would depend on is missing in one of
-    them. Where they do not agree, or the model does not run so many rows, each row runs alone.
+    several parts at once. A full pass of a mixed row of each sample, which runs alone, proves it, module by module and by its score. Where they do
+    not agree, or the model does not run so many rows, each row runs alone.
 
     Args:
         model: Any module.
@@ -170,30 +169,23 @@ class Mixing:
             return self._read(output, sources[-1])
 
     def _prove(self) -> bool:
-        first, others = self._proofs()
-        expected = torch.cat([self._full(rows) for rows in (first, others)])
+        rows = self._proofs()
+        expected = torch.cat([self._full([[source] for source in row]) for row in rows])
         whole = self._read(self.output, range(self._batch))
         share = max(map(rounding, [*self._model.parameters(), expected]))
         tolerance = float(share * torch.cat([expected, whole]).abs().max())
-        # In another place and company than before, which must not matter; and so for a sample as it is.
-        together = [[*more, *one, 0] for one, more in zip(first, others, strict=True)]
-        wanted = torch.cat([expected[1:], expected[:1], whole[:1]])
-        return within(self._short(together), wanted, tolerance)
+        # In another place and company than in the record, which must not matter; and so for a sample as it is.
+        together = [[*sources, 0] for sources in zip(*reversed(rows), strict=True)]
+        return within(self._short(together), torch.cat([expected.flip(0), whole[:1]]), tolerance)
 
-    def _proofs(self) -> tuple[list[list[int]], list[list[int]]]:
-        """By part, where the one mixed row takes it from; and where those of all other samples do."""
+    def _proofs(self) -> list[list[int]]:
+        """A mixed row for each sample, which takes every other part that matters from what replaces it; and the sample that it belongs to."""
         used = [i for i, is_used in enumerate(self.used) if is_used]
-        replaces = self._samples
-        apart = self._batch >= 2 * self._samples  # each sample has replacements of its own
-        each = (self._batch - self._samples) // self._samples
+        each = (self._batch - self._samples) // self._samples  # how many replacements of its own a sample has, if any
 
-        def replacement(sample: int) -> int:
-            return replaces + sample * each if apart else replaces
+        def row(sample: int, turn: int) -> list[int]:
+            replacement = self._samples + sample * each
+            sources = [replacement if i in used and (used.index(i) + turn) % 2 else sample for i in range(self._count)]
+            return [*sources, sample]
 
-        turn = [used.index(i) % 2 if i in used else 0 for i in range(self._count)]
-        first = [[replacement(0) if odd else 0] for odd in turn]
-        if self._samples == 1:
-            return [*first, [0]], [*([0 if odd else replacement(0)] for odd in turn), [0]]
-        rest = range(1, self._samples)
-        others = [[s if odd else replacement(s) for s in rest] for odd in turn]
-        return [*first, [0]], [*others, [*rest]]
+        return [row(sample, sample) for sample in range(self._samples)] + ([row(0, 1)] if self._samples == 1 else [])

@@ -15,6 +15,8 @@ from multicam.watch.module_calls import within
 from multicam.watch.recorded import Read
 from multicam.watch.reruns import Reruns, What, pair, rows_of
 
+FEW = 4  # what-ifs up to which all run alone: it would take as many to see that they may run together
+
 
 class Replay:
     """The scores of one call of a model when the output of one layer, or some inputs, are changed.
@@ -121,7 +123,7 @@ class _Sample:
     """
 
     def __init__(self, reruns: Reruns, unchanged: Tensor, values: What) -> None:
-        self._reruns = reruns
+        self._reruns, self._checked = reruns, False
         n = reruns.check(values)
         self._probes = reruns.probes(values)
         try:
@@ -142,14 +144,29 @@ class _Sample:
     def __call__(self, values: What) -> Float[Tensor, " n"]:
         """The scores `(n)` of what-ifs."""
         n = self._reruns.check(values)
-        if n > 1 and self._together:
-            try:
-                return self._scores(values, n)
-            except Exception as error:
-                if out_of_memory(error):
-                    raise
-                # Some values take a way that cannot be taken together.
+        together = self._tried(values, n) if n > FEW and self._together else None
+        if together is not None:
+            return together
         return torch.cat([self._scores(rows_of(values, i), 1) for i in range(n)])
+
+    def _tried(self, values: What, n: int) -> Float[Tensor, " n"] | None:
+        """The scores of what-ifs that run together; None where they differ from those of rows alone, or cannot be run."""
+        try:
+            scores = self._scores(values, n)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            return None  # some values take a way that cannot be taken together
+        # The first time each row that may be special; later the most unlike of them, as other rows are other company.
+        unlike = [int(scores.argmax()), int(scores.argmin())]
+        rows = unlike[:1] if self._checked else sorted({0, n - 1, *unlike})
+        alone = torch.cat([self._scores(rows_of(values, i), 1) for i in rows])
+        size = float(self._reruns.rounding * torch.cat([scores, alone]).abs().max())
+        self._checked = True
+        if within(scores[rows], alone, max(size, self._tolerance)):
+            return scores
+        self._together = False
+        return None
 
     @property
     def skipped(self) -> list[nn.Module]:
