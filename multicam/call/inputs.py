@@ -222,7 +222,8 @@ class Inputs:
     def undecided(self) -> dict[str, Any]:
         """The lists, tuples and arrays by name that may have one item for each sample, or be the same for all.
 
-        They have as many items as there are samples, and no image and nothing that is marked is in them.
+        They have as many items as there are samples, or as many for each, and no image and nothing that is marked is in them; or they
+        are objects that may hide such lists.
         """
         return self._samples.undecided
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections import UserList, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set, Sized
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,28 @@ def count(value: Any) -> int | None:
         return int(value.batch_sizes[0])
     names = hasattr(value, "_fields") or hasattr(value, "n_fields") or isinstance(value, torch.Size)
     return len(value) if isinstance(value, list | tuple | deque | UserList | range) and not names else None
+
+
+def hides(value: Any, n: int) -> bool:
+    """Whether an object that is no container here has `n` items, or a list, tuple or array of them as an attribute or value.
+
+    Nobody but its class knows how to take some of them.
+
+    Example:
+        >>> from types import MappingProxyType
+        >>> hides(MappingProxyType({"lengths": [12, 9]}), 2), hides([12, 9], 2), hides("ab", 2)
+        (True, False, False)
+    """
+    if count(value) is not None or isinstance(value, Tensor | torch.Size) or callable(value):
+        return False
+    inside = value.values() if isinstance(value, Mapping) else getattr(value, "__dict__", {}).values()
+    return any(_length(each) == n for each in (value, *inside))
+
+
+def _length(value: Any) -> int | None:
+    if isinstance(value, str | bytes | bytearray | Mapping | Set | Tensor | torch.Size | np.ndarray):
+        return count(value) if isinstance(value, np.ndarray) else None
+    return len(value) if isinstance(value, Sized) else None
 
 
 def taken(value: Any, samples: Sequence[int]) -> Any:

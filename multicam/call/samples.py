@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Number
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from multicam.call.items import all_alike, count, taken
+from multicam.call.items import all_alike, count, hides, taken
 from multicam.call.marks import Marks, covered, find, within
 from multicam.call.tree import leaves, nodes, rebuild
 from multicam.errors import MulticamError
@@ -105,15 +106,24 @@ class Samples:
 
     @cached_property
     def undecided(self) -> dict[str, Any]:
-        """The lists, tuples and arrays by name that may have one item for each sample, or be the same for all."""
-        if self.marks.complete or not self._lists:
+        """What may have one item for each sample, or be the same for all, by name."""
+        others = [leaf for leaf in self.leaves.values() if not isinstance(leaf, Tensor | str | Number | None)]
+        if self.marks.complete or not (self._lists or others):
             return {}
         known = self._covered("held", "constant", "rows") | self.images.keys()
 
         def may(path: str, value: Any) -> bool:
-            return path in self._lists and count(value) == self.batch and not any(within(name, path) for name in known)
+            return self._may_follow(path, value) and not any(within(name, path) for name in known)
 
         return {path: value for path, value in leaves(self.named, may).items() if may(path, value)}
+
+    def _may_follow(self, path: str, value: Any) -> bool:
+        if path not in self._lists:
+            return path in self.leaves and hides(value, self.batch)
+        n = count(value)
+        # Several items for each sample cannot be told from others by their number alone; tensors have rows of their own.
+        several = n and self.batch > 1 and n % self.batch == 0 and not any(within(t, path) for t in self._tensors)
+        return n == self.batch or bool(several)
 
     @cached_property
     def single(self) -> set[str]:
@@ -124,11 +134,15 @@ class Samples:
         """The arguments by name for these samples."""
         batched, listed, undecided = self.batched, self.listed, self.undecided
         if undecided and [*samples] != [*range(self.batch)]:
-            name = next(iter(undecided))
+            (name, value), *others = undecided.items()
+            named = [f"{each!r} = {shown(it)}" for each, it in [(name, value), *others[:2]]]
+            more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+            way = f"Inputs(…).rows({name!r}) or " if count(value) == self.batch else ""
+            besides = "" if way else ", or give a list with one item for each sample by itself"
             raise MulticamError(
                 f"cannot tell whether there is one item for each of the {self.batch} samples, or the same for all, in input "
-                f"{' and '.join(f'{name!r} = {shown(value)}' for name, value in undecided.items())}: say it with "
-                f"Inputs(…).rows({name!r}) or Inputs(…).constant({name!r})"
+                f"{' and '.join(named)}{more}: say it with {way}"
+                f"Inputs(…).constant({name!r}){besides}"
             )
 
         def moved(name: str, leaf: Any) -> Any:

@@ -66,8 +66,9 @@ def settled(model: nn.Module, call: Inputs, output: OutputLike = None, target: T
 def _readings(call: Inputs) -> Iterator[Reading]:
     """All readings of a call, the likely ones first."""
     each = [_of_one(name, value, call.batch) for name, value in call.undecided.items()]
-    for unlikely in range(len(each) + 1):
-        for which in combinations(range(len(each)), unlikely):
+    several = [i for i, some in enumerate(each) if len(some) > 1]
+    for unlikely in range(len(several) + 1):
+        for which in combinations(several, unlikely):
             parts = [some[1:] if i in which else some[:1] for i, some in enumerate(each)]
             yield from map(_together, product(*parts))
 
@@ -75,6 +76,8 @@ def _readings(call: Inputs) -> Iterator[Reading]:
 def _of_one(name: str, value: Any, batch: int) -> list[Reading]:
     """The readings of one list, tuple or array."""
     rows, constant = ((name,), ()), ((), (name,))
+    if count(value) != batch:  # nobody knows how to take a part of it
+        return [constant]
     if [*leaves(value)] == [""]:  # an array
         return [rows, constant]
     several = _as_inputs(name, value, batch)

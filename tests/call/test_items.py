@@ -1,6 +1,8 @@
 """What is no tensor and may have one item for each sample."""
 
+from array import array
 from collections import UserList, deque
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
-from multicam.call.items import all_alike, count, taken
+from multicam.call.items import all_alike, count, hides, taken
 
 
 class Pair(NamedTuple):
@@ -100,3 +102,33 @@ def test_what_has_no_items(value: Any) -> None:
 )
 def test_whether_all_items_are_alike(value: Any, same: bool) -> None:
     assert all_alike(value) is same
+
+
+class Hiding:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+@pytest.mark.parametrize(
+    ("value", "hidden"),
+    [
+        (Hiding([1, 2]), True),
+        (Hiding(np.zeros((2, 5))), True),
+        (Hiding(Hiding([1, 2])), False),  # one level, as far as people's classes go
+        (Hiding("ab"), False),
+        (Hiding(np.array(2)), False),
+        (MappingProxyType({"a": (1, 2)}), True),
+        (array("i", [1, 2]), True),
+        ([1, 2], False),  # a list hides nothing
+        (torch.Size([1, 2]), False),
+        ("ab", False),
+        (None, False),
+        ({1, 2}, False),
+        (len, False),
+        (torch.device("cpu"), False),
+    ],
+    ids=str,
+)
+def test_what_may_have_items_that_nobody_knows_how_to_take(value: Any, hidden: bool) -> None:
+    assert hides(value, 2) is hidden
+    assert not hides(value, 3)

@@ -117,6 +117,31 @@ def test_the_refusal_shows_what_is_undecided() -> None:
         Inputs(IMAGE, flags=[True, False], n=(3, 4)).repeat(2)
 
 
+class Opaque:
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+
+
+@pytest.mark.parametrize(
+    "value", [[1, 2, 3, 4], np.arange(6), ("a",) * 4, Opaque([12, 9]), [[1, 2, 3, 4]] * 3], ids=str
+)
+def test_what_may_have_several_for_each_or_hide_it_is_refused_too(value: Any) -> None:
+    call = Inputs(IMAGE, x=value)
+    with pytest.raises(
+        MulticamError, match=r"say it with Inputs\(…\)\.constant\('x.*'\), or give a list with one item for each"
+    ):
+        call.take([0])
+    assert call.constant("x").take([0]).kwargs["x"] is not None
+    assert Inputs(IMAGE[:1], x=value).undecided.keys() <= {"x.0"}  # one sample has what there is
+
+
+def test_many_that_are_undecided_are_counted() -> None:
+    with pytest.raises(
+        MulticamError, match=r"'x\.0' = \[1, 2\] and 'x\.1' = \[1, 2\] and 'x\.2' = \[1, 2\] and 4 more: "
+    ):
+        Inputs(IMAGE, x=[[1, 2]] * 7).take([0])
+
+
 def test_tensors_marked_in_a_list_are_inputs_of_their_own() -> None:
     call = Inputs(IMAGE, parts=[torch.rand(2, 5), torch.rand(2, 7)]).rows("parts.0", "parts.1")
     assert not call.undecided

@@ -150,6 +150,41 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
+class Opaque:
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+
+
+def flat(image: Tensor, features: Tensor, pairs: Any) -> Tensor:
+    return scaled(image, features, [a * b for a, b in zip(pairs[::2], pairs[1::2], strict=True)])
+
+
+@pytest.mark.parametrize("value", [[1, 2, 3, 4], np.array([2, 1, 3, 1])], ids=str)
+def test_several_for_each_sample_are_the_same_for_all_or_refused(value: Any) -> None:
+    call = Inputs(torch.rand(2, 3, 8, 8), value)
+    model = Told(lambda image, features, box: features[:, :3] * sum(float(x) for x in box))
+    assert not settled(model, call.bind(model)).undecided
+    model = Told(flat)
+    found = settled(model, call.bind(model))
+    with pytest.raises(MulticamError, match=r"in input 'x' = .*or give a list with one item for each sample by itself"):
+        found.take([1])
+
+
+def test_an_object_that_hides_a_list_is_the_same_for_all_or_refused() -> None:
+    call = Inputs(torch.rand(2, 3, 8, 8), Opaque([3, 1]))
+    model = Told(lambda image, features, x: features * x.lengths[0])
+    assert not settled(model, call.bind(model)).undecided
+    model = Told(lambda image, features, x: cut(image, features, x.lengths))
+    assert list(settled(model, call.bind(model)).undecided) == ["x"]
+
+
+def test_very_many_lists_are_settled_at_once() -> None:
+    call = Inputs(torch.rand(2, 3, 8, 8), [[1.0, 2.0, 3.0, 4.0] for _ in range(99)])
+    model = Told(lambda image, features, x: features * len(x))
+    assert not settled(model, call.bind(model)).undecided
+    assert next(model.passes) == 4
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> Iterator[None]:
     torch.manual_seed(0)

@@ -216,7 +216,9 @@ def test_a_list_that_nobody_can_tell_is_refused_by_name(name: str) -> None:
 def test_a_dream_of_several_classes_keeps_what_its_sample_has() -> None:
     net, codes, call, items = both("lengths", 2)
     dreams = [
-        mc.activation_maximization(model, {**call, "about": about}, onto="image", target=[0, 2], steps=2, seed=0).images
+        mc.activation_maximization(
+            model, {**call, "about": about}, onto="image", target=[0, 2], steps=2, seed=0
+        ).objective
         for model, about in ((net, items), (codes, call["about"]))
     ]
     torch.testing.assert_close(*dreams)
