@@ -11,6 +11,7 @@ from multicam.attending.attentions import Attention
 from multicam.call.inputs import Inputs
 from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output
 from multicam.errors import MulticamError, unknown
+from multicam.watch.finite import Asked
 from multicam.watch.reshape import Tokens
 from multicam.watch.undisturbed import alone, module_by_module, module_paths, undisturbed, unwrapped
 
@@ -125,7 +126,10 @@ def attention(
     if target is not None:
         with undisturbed(inner, graph=True):
             picked = select_output(record.output, output)
-            record.gradients(Scorer(target).pinned(picked).of_picked(picked, bound.batch))
+            scorer = Scorer(target).pinned(picked)
+            scores = scorer.of_picked(picked, bound.batch)
+            Asked(inner, bound, Scorer(scorer.target, output)).check(scores)
+            record.gradients(scores)
     return record
 
 

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from multicam.attending.passes import Dense, Forward, Query, checked_query, inputs_among
+from multicam.attending.passes import Dense, Forward, Query, checked_query, inputs_among, without_blind
 from multicam.errors import MulticamError, unknown
+from multicam.watch.finite import check_gradient
 from multicam.watch.reshape import Tokens
 from multicam.watch.tokens.fused import Scores
 
@@ -81,12 +82,18 @@ class AttentionCall:
     @property
     def weights(self) -> Float[Tensor, "b heads q k"]:
         """What the values were multiplied by: the probabilities, or what the model made of them (talking heads, dropout)."""
-        return self._read(1)
+        return self._seen(1)
 
     @property
     def probs(self) -> Float[Tensor, "b heads q k"]:
-        """What the softmax returned; of a fused kernel, computed from its queries and keys on every use."""
-        return self._read(0)
+        """What the softmax returned; of a fused kernel, computed from its queries and keys on every use.
+
+        Queries that see no key, of which a softmax is NaN, are zero.
+
+        Raises:
+            MulticamError: If others are NaN or infinite, or no query of a sample sees any key.
+        """
+        return self._seen(0)
 
     @property
     def grad(self) -> Float[Tensor, "b heads q k"]:
@@ -103,7 +110,13 @@ class AttentionCall:
             raise MulticamError(
                 f"no gradient of attention {self.name!r} yet: call .gradients(score) of the recording, or give attention(…) a target"
             )
-        return self._differentiated[1](self._gradient, self.values)
+        found = self._differentiated[1](self._gradient, self.values)
+        if torch.isfinite(found).all():
+            return found
+        found = found.masked_fill(
+            ~(self._read(0) > 0).any(self._axis, keepdim=True), 0
+        )  # a query that sees no key has none
+        return check_gradient(found, f"the probabilities of attention {self.name!r}")
 
     @property
     def differentiable(self) -> bool:
@@ -320,6 +333,15 @@ class AttentionCall:
 
     _forgotten = "only what keep=… returned was kept, in Attention.kept"
 
+    def _seen(self, which: int) -> Float[Tensor, "b heads q k"]:
+        axis = None if isinstance(self._matrices, Scores) else self._axis  # where kernels saw no key they say so
+        return without_blind(self._read(which), axis, self.samples, f"attention {self.name!r}")
+
+    @property
+    def _axis(self) -> int:
+        """The axis of the softmax."""
+        return -2 if self.softmax_over == "queries" else -1
+
     def _read(self, which: int) -> Float[Tensor, "b heads q k"]:
         if self._matrices is None:
             raise MulticamError(f"the matrices of attention {self.name!r} are gone: {self._forgotten}")
@@ -348,7 +370,7 @@ class AttentionCall:
 
     def keep_probs(self) -> None:
         """Keep probabilities, and no queries and keys."""
-        probs, weights = self.probs, self.weights
+        probs, weights = self._read(0), self._read(1)
         copy = probs.clone()
         self._matrices = (copy, copy if weights is probs or isinstance(self._matrices, Scores) else weights.clone())
 

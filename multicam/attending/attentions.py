@@ -12,6 +12,7 @@ from multicam.attending.attention_call import AttentionCall
 from multicam.attending.passes import Forward
 from multicam.errors import MulticamError, unknown
 from multicam.printing import aligned
+from multicam.watch.finite import first, shown
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,16 @@ class Attention(Calls):
             score: A number, or one for each sample, computed from the outputs of the recorded passes.
 
         Raises:
-            MulticamError: If the score does not depend on anything that was recorded.
+            MulticamError: If the score does not depend on anything that was recorded, or is NaN or infinite.
         """
         if not isinstance(score, Tensor) or not score.requires_grad:
             raise MulticamError(
                 "the score carries no gradient: run the model without torch.no_grad(), and where its parameters are frozen, "
                 "record with record_attention(model, gradients=True)"
+            )
+        if not torch.isfinite(score).all():
+            raise MulticamError(
+                f"the score is {shown(score.flatten()[first(score.flatten())])}, so nothing tells what it depends on"
             )
         open_calls = [call for call in self if call.differentiable]
         sources = [call.differentiated for call in open_calls]

@@ -1,6 +1,6 @@
 """The tokens of one forward pass: amounts given to them as a map on an input, and attention between them as one matrix."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -210,3 +210,31 @@ def checked_query(query: Any, n: int, title: str) -> int:
     if not isinstance(query, int) or not -n <= query < n:
         raise MulticamError(f"{title} has queries 0 to {n - 1}, not {query!r}")
     return query
+
+
+def without_blind(
+    matrix: Float[Tensor, "b heads q k"], axis: int | None, samples: Callable[[], Int[Tensor, "b q"]], title: str
+) -> Float[Tensor, "b heads q k"]:
+    """The matrix with zeros where a softmax ran over nothing, whose numbers are NaN: there nothing is attended to.
+
+    Args:
+        matrix: The probabilities, or weights.
+        axis: The axis of the softmax; None: none ran over nothing.
+        samples: What tells the sample of each query.
+        title: What it is, for the message.
+
+    Raises:
+        MulticamError: If other numbers are NaN or infinite, or all of a sample's are.
+    """
+    if torch.isfinite(matrix).all():
+        return matrix
+    blind = matrix.isnan().all(axis, keepdim=True) if axis else torch.zeros_like(matrix, dtype=torch.bool)
+    found, of = matrix.masked_fill(blind, 0), samples()
+    for sample in sorted(set(of.flatten().tolist()) - {-1}):
+        own = (of == sample).any(1)
+        if blind[own].all() or not torch.isfinite(found[own]).all():
+            raise MulticamError(
+                f"{title} is NaN or infinite in sample {sample}: it was given such values, or none of its queries sees a key; leave that "
+                "attention out, or the sample"
+            )
+    return found

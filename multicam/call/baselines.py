@@ -77,6 +77,7 @@ def references_of(
                 f"the references of input {name!r} must be (n, {', '.join(map(str, shape))}), not {found}"
             )
         known[name] = given.detach().to(call.leaves[name])
+        _refuse_not_finite(f"a reference of input {name!r}", known[name], call.leaves[name])
     counts = {name: len(given) for name, given in known.items()}
     if len(set(counts.values())) > 1:
         raise MulticamError(f"the references must be equally many of every input, not {counts}")
@@ -91,7 +92,13 @@ def _of(name: str, leaf: Tensor, baseline: Baseline) -> Tensor:
             raise MulticamError(
                 f"the baseline {baseline!r} of input {name!r} needs a floating-point image, not {leaf.dtype} {tuple(leaf.shape)}"
             )
-        return _blurred(leaf) if baseline == "blur" else _mean(leaf)
+        found = _blurred(leaf) if baseline == "blur" else _mean(leaf)
+        if not torch.isfinite(found).all():
+            raise MulticamError(
+                f"the baseline {baseline!r} of input {name!r} is not finite, because the input holds NaN or infinite values: give a number or "
+                "a tensor"
+            )
+        return found
     is_number = isinstance(baseline, Real) and not isinstance(baseline, bool)
     if not isinstance(baseline, Tensor) and not is_number:
         raise MulticamError(
@@ -106,7 +113,16 @@ def _of(name: str, leaf: Tensor, baseline: Baseline) -> Tensor:
     if not (leaf.is_floating_point() or leaf.is_complex() or torch.equal(held.to(given.dtype), given)):
         shown = "that was given" if given.ndim else given.item()
         raise MulticamError(f"input {name!r} is {leaf.dtype}, which cannot hold the baseline {shown}")
+    _refuse_not_finite(f"the baseline of input {name!r}", held, leaf)
     return held.to(leaf.device).expand(leaf.shape).contiguous()  # a model may write into it
+
+
+def _refuse_not_finite(what: str, values: Tensor, leaf: Tensor) -> None:
+    """Refuse values that are not finite for an input that is; one that holds such itself may be missing so."""
+    if not torch.isfinite(values).all() and torch.isfinite(leaf).all():
+        raise MulticamError(
+            f"{what} holds NaN or infinite values in {str(leaf.dtype).removeprefix('torch.')}, and the input none"
+        )
 
 
 def _mean(image: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output
 from multicam.cam.base import InputCAM, N
 from multicam.errors import MulticamError
 from multicam.maps import resized
+from multicam.watch.finite import Asked, check_gradient
 from multicam.watch.layers import Layer, Tap, Taps
 from multicam.watch.reshape import Reshape
 from multicam.watch.survey import list_layers
@@ -146,7 +147,9 @@ def full_gradients(
             returned = call.own().map(with_gradient).run(model)
         scorer = Scorer(target, output)
         picked = select_output(returned, output)
-        scores = scorer.pinned(picked).of_picked(picked, call.batch)
+        pinned = scorer.pinned(picked)
+        scores = pinned.of_picked(picked, call.batch)
+        Asked(model, call, pinned).check(scores)
         if not scores.requires_grad:
             raise _unreached(names[0])
         wanted = [*images.values(), *(records[i] for i in range(len(biased)))]
@@ -155,10 +158,12 @@ def full_gradients(
     for (_, owner, bias), tap, gradient in zip(biased, seen, found[len(images) :], strict=True):
         assert tap.reshape is not None
         if gradient is not None:  # else the layer leads to another output
+            check_gradient(gradient, f"layer {tap.label!r}")
             terms[owner].append(_product(bias, wide(gradient), tap.reshape))
     for (name, image), gradient in zip(images.items(), found, strict=False):
         if gradient is None:
             raise _unreached(name)
+        check_gradient(gradient, f"input {name!r}")
         terms[name].insert(0, _as_image(wide(image.detach()) * wide(gradient), terms[name]))
     return terms
 
@@ -166,6 +171,12 @@ def full_gradients(
 def _biased_calls(model: nn.Module, call: Inputs, names: Sequence[str]) -> list[tuple[Layer, str, Tensor]]:
     """Each call of a layer with a bias that sees one of these inputs alone, that input, and the bias."""
     modules = dict(model.named_modules())
+    for path, module in modules.items():
+        if isinstance(getattr(module, "bias", None), Tensor) and _is_out_of_sight(module):
+            raise MulticamError(
+                f"FullGrad adds up what every bias brings, and TorchScript or torch.export runs layer {path!r} out of sight: explain the "
+                "module that it was made of"
+            )
     found = []
     for info in list_layers(model, call):
         path, _, number = info.path.partition("#")
@@ -180,6 +191,11 @@ def _biased_calls(model: nn.Module, call: Inputs, names: Sequence[str]) -> list[
         if len(info.grid) == _axes(call.leaves[info.sees[0]]):
             found.append((Layer(module, call=int(number or 0)), info.sees[0], bias))
     return found
+
+
+def _is_out_of_sight(module: nn.Module) -> bool:
+    """Whether a module with parameters never runs by being called: it is TorchScript, or nothing but a place for them."""
+    return isinstance(module, torch.jit.ScriptModule) or type(module).forward is nn.Module.forward
 
 
 def _bias(module: nn.Module) -> Tensor | None:

@@ -16,8 +16,14 @@ from multicam.chance import normal
 from multicam.errors import MulticamError, at_least_one, number
 from multicam.maps import resized
 from multicam.printing import progress
+from multicam.watch.finite import How
 from multicam.watch.reshape import Tokens
 from multicam.watch.trace import Site
+
+MASKED = How(
+    "seen through a mask",
+    "the model is not defined there; mask other inputs (masked=…, inputs=…), or take a method that changes nothing, such as HiResCAM",
+)
 
 
 class AblationCAM(ChannelCAM[L]):
@@ -112,7 +118,7 @@ class MaskingCAM(ChannelCAM[L]):
                     name: times_masks(inputs.leaves[name][sample : sample + 1], change(mask, part.start), tokens)
                     for name, mask in masks.items()
                 }
-                scores.append(site.trace.rescore(rows, sample))
+                scores.append(site.trace.rescore(rows, sample, MASKED))
             return torch.stack(scores).mean(0)
 
         scores = _in_parts(self, masked, site.acts, self.batch_size)
@@ -241,10 +247,12 @@ def _masks(channels: Float[Tensor, "n 1 *grid"], name: str, leaf: Tensor, tokens
             "with masked=…"
         )
     large = resized(channels[:, 0], size)[:, None]
-    flat = large.flatten(1)
+    flat, shape = large.flatten(1), (-1, *[1] * (large.ndim - 1))
     low, high = flat.amin(1), flat.amax(1)
-    shape = (-1, *[1] * (large.ndim - 1))
-    return (large - low.view(shape)) / (high - low).where(high > low, 1).view(shape)
+    same = (
+        (channels == channels[:, :, *[slice(0, 1)] * len(grid)]).flatten(1).all(1)
+    )  # enlarged, it differs by rounding
+    return (large - low.view(shape)) / (high - low).where(high > low, 1).view(shape) * ~same.view(shape)
 
 
 def times_masks(leaf: Tensor, masks: Float[Tensor, "n 1 *size"], tokens: bool) -> Tensor:

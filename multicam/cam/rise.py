@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from multicam.call.inputs import Inputs
 from multicam.call.scorer import OutputLike, TargetLike
 from multicam.cam.base import InputCAM, N
-from multicam.cam.masking import times_masks
+from multicam.cam.masking import MASKED, times_masks
 from multicam.errors import MulticamError, at_least_one
 from multicam.printing import progress
 from multicam.watch.trace import Trace
@@ -92,7 +92,7 @@ class RISE(InputCAM[N]):
             mean_mask += masks.sum((0, 1)) / self.masks
             for sample in range(batch):
                 rows = times_masks(leaf[sample : sample + 1], masks, tokens=False)
-                scores = trace.rescore({name: rows}, sample).double()
+                scores = trace.rescore({name: rows}, sample, MASKED).double()
                 mean_score[sample] += scores.sum() / self.masks
                 mean_product[sample] += torch.einsum("n, n h w -> h w", scores, masks[:, 0]) / self.masks
         covariance = mean_product - mean_score[:, None, None] * mean_mask

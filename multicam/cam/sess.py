@@ -16,10 +16,12 @@ from multicam.cam.wrappers import FinerContrast, Moving, at_most_one
 from multicam.errors import MulticamError
 from multicam.maps import Maps, resized
 from multicam.printing import progress
+from multicam.watch.finite import How
 from multicam.watch.trace import Trace
 
 SCALES = tuple(1 + 2 * i / 7 for i in range(12))  # the paper's: 224, 288 … pixels for a model of 224
 RADIUS, SIGMA = 5, 5.0  # of the final blur, in pixels, as in pytorch-grad-cam
+CUT = How("enlarged and cut", "the model is not defined there; take other scales=…, or the CAM as it is")
 ROUNDING = 1e-4  # less than this next to a window is what interpolation leaves there, not evidence
 Corner = tuple[float, float]
 
@@ -123,7 +125,7 @@ class SESS(Moving[L]):
                     name: torch.stack([large[name][b][_window(leaf, corner, scale)] for b, corner in part])
                     for name, leaf in pictures.items()
                 }
-                yield scale, part, trace.again(trace.take(samples).replace(cut), samples)
+                yield scale, part, trace.again(trace.take(samples).replace(cut), samples, how=CUT)
 
 
 def _confidence(trace: Trace) -> Float[Tensor, " b"]:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from multicam.call.scorer import OutputLike
 from multicam.call.targets.scores import ClassScore
 from multicam.cam.base import CAM, L
-from multicam.chance import normal, value_range
+from multicam.chance import normal
 from multicam.errors import MulticamError, at_least_one, number
 from multicam.printing import progress
+from multicam.watch.finite import NOISY, value_ranges
 from multicam.watch.trace import Site, Trace
 
 
@@ -328,6 +329,7 @@ class SmoothGradCAMPlusPlus(ChannelCAM[L]):
             raise MulticamError(
                 f"{type(self).__name__} adds noise to images, but there is no floating-point image input"
             )
+        ranges = value_ranges(trace.inputs, images)
         sums = {name: [torch.zeros_like(site.acts)] * 3 for name, site in trace.sites.items()}
         for i in progress(range(self.samples), self.samples, type(self).__name__):
 
@@ -335,8 +337,8 @@ class SmoothGradCAMPlusPlus(ChannelCAM[L]):
                 if name not in images:
                     return leaf
                 noise = normal(leaf.shape[1:], (self.seed, i, images.index(name))).to(leaf)
-                return leaf + self.std * value_range(leaf) * noise
+                return leaf + self.std * ranges[name] * noise
 
-            for name, site in trace.again(trace.inputs.map(noisy)).sites.items():
+            for name, site in trace.again(trace.inputs.map(noisy), how=NOISY).sites.items():
                 sums[name] = [total + site.grads**p / self.samples for p, total in enumerate(sums[name], 1)]
         return sums

@@ -22,6 +22,7 @@ from multicam.cam.laying import ONLY, input_of
 from multicam.cam.weighted import WeightedCAM
 from multicam.errors import MulticamError, number
 from multicam.maps import Maps
+from multicam.watch.finite import AUGMENTED
 from multicam.watch.trace import Site, Trace
 
 
@@ -223,7 +224,7 @@ class Augmented(Moving[L]):
             for factor in self.factors:
                 changed = {name: _varied(leaf, mirror, factor) for name, leaf in pictures.items()}
                 same = factor == 1 and not mirror
-                varied = trace if same else trace.again(trace.inputs.replace(changed))
+                varied = trace if same else trace.again(trace.inputs.replace(changed), how=AUGMENTED)
                 for name, m in self.cam.maps(varied, signed=signed).items():
                     found.setdefault(name, []).append(m.flip(-1) if mirror and follows[name] else m)
         return Maps({name: torch.stack(maps).mean(0) for name, maps in found.items()}, self.comparable)
@@ -322,7 +323,8 @@ class FinerContrast:
         """The scores `(b,)`."""
         own = ClassScore(self.index)(output)
         others: Tensor = output.gather(1, torch.tensor(self.others, device=output.device))
-        return own - self.alpha * (others.softmax(1) * others).sum(1)
+        # A class that the model masks out has no weight, and no part in the sum; -inf times 0 would be NaN.
+        return own - self.alpha * (others.softmax(1) * others.masked_fill(others == -torch.inf, 0)).sum(1)
 
     def take(self, samples: Sequence[int]) -> "FinerContrast":
         """The classes of these samples."""

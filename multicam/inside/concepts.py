@@ -14,6 +14,7 @@ from multicam.call.inputs import Inputs
 from multicam.cam.base import LayersLike
 from multicam.cam.laying import ONLY, laid, refuse_unseen
 from multicam.errors import MulticamError
+from multicam.watch.finite import first
 from multicam.watch.layers import LayerLike
 from multicam.watch.trace import Site, Trace
 from multicam.watch.undisturbed import undisturbed, unwrapped
@@ -164,4 +165,6 @@ def _scored(head: Callable[[Tensor], Tensor], vectors: Float[Tensor, "k c"]) -> 
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(vectors):
         given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise MulticamError(f"the head returned {given} for {len(vectors)} concepts; it must return (k classes)")
+    if not torch.isfinite(scores).all():
+        raise MulticamError(f"the head's scores of concept {first(scores)} are NaN or infinite")
     return scores

@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
+from multicam.call.inputs import Inputs
 from multicam.call.scorer import OutputLike, TargetLike
 from multicam.errors import MulticamError, at_least_one, number, unknown
 from multicam.inside.objectives import Objective
 from multicam.inside.parameterizations import PARAMETERIZATIONS, Bounds, Motion, total_variation
 from multicam.printing import progress
+from multicam.watch.finite import check_gradient
 from multicam.watch.layers import LayerLike
 from multicam.watch.undisturbed import undisturbed, unwrapped
 
@@ -117,8 +119,9 @@ def activation_maximization(
     motion = Motion(_share("jitter", jitter), _share("scale", scale), _share("rotate", rotate))
     generator = Generator().manual_seed(seed)
     inner = unwrapped(model)
+    call = Inputs.of(inputs).bind(inner)  # refuses what no pass can take, before one begins
     with undisturbed(inner, graph=True):
-        objective = Objective.of(inner, inputs, onto, layer=layer, channel=channel, at=at, target=target, output=output)
+        objective = Objective.of(inner, call, onto, layer=layer, channel=channel, at=at, target=target, output=output)
         limits = Bounds.of(bounds, objective.example)
         written = PARAMETERIZATIONS[parameterization](objective.example)
         noise = torch.randn(written.shape, generator=generator).to(objective.example)
@@ -194,8 +197,9 @@ def deep_dream(
         raise MulticamError(f"octave_scale is at least 1, not {octave_scale!r}")
     generator = Generator().manual_seed(seed)
     inner = unwrapped(model)
+    call = Inputs.of(inputs).bind(inner)
     with undisturbed(inner, graph=True):
-        objective = Objective.of(inner, inputs, onto, layer=layer, channel=channel)
+        objective = Objective.of(inner, call, onto, layer=layer, channel=channel)
         if len(objective.labels) > 1:
             raise MulticamError(f"deep_dream takes one channel, or None for all of them, not {channel!r}")
         limits = Bounds.of(bounds, objective.example)
@@ -259,6 +263,7 @@ def _climbed(
     for _ in progress(range(steps), steps, "activation maximization"):
         values, maximised = rise(rows)
         (gradient,) = torch.autograd.grad(maximised.sum(), rows)
+        check_gradient(gradient, "the optimised input")
         moved |= gradient.flatten(1).any(1)
         rows.grad = torch.stack([_unit(row) for row in gradient])  # the units of the objective do not matter
         adam.step()
@@ -280,7 +285,7 @@ def _tiled(
         at = (..., slice(y, y + sides[0]), slice(x, x + sides[1]))
         tile = image[at].clone().requires_grad_()
         values.append(objective(limits.at(tile)))
-        gradient[at] += torch.autograd.grad(values[-1].sum(), tile)[0]
+        gradient[at] += check_gradient(torch.autograd.grad(values[-1].sum(), tile)[0], "the optimised input")
         count[at] += 1
     return torch.cat(values).mean(0, keepdim=True).detach(), gradient / count
 

@@ -13,6 +13,7 @@ from multicam.call.inputs import Inputs
 from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output
 from multicam.call.targets.scores import ClassScore
 from multicam.errors import MulticamError
+from multicam.watch.finite import holding
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
 from multicam.watch.reshape import Reshape, as_it_is
 from multicam.watch.rows import settled
@@ -60,6 +61,10 @@ class Objective:
         """
         call = Inputs.of(inputs).bind(model).own()
         name = _optimised(call, onto)
+        if not torch.isfinite(call.leaves[name]).all():
+            raise MulticamError(
+                f"{holding(call, 0)}, and an example tells what an input looks like: fill in what is missing"
+            )
         call = settled(model, call, output)
         one = call.take([0])
         if (layer is None) == (target is None):

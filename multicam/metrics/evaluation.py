@@ -15,7 +15,7 @@ from multicam.call.inputs import Inputs
 from multicam.call.scorer import OutputLike, TargetLike
 from multicam.errors import MulticamError, at_least_one, unknown
 from multicam.maps import Maps
-from multicam.metrics.explanations import Explain, named_maps, refuse_uncallable
+from multicam.metrics.explanations import Explain, named_maps, refuse_not_finite, refuse_uncallable
 from multicam.metrics.measures import METRICS, Explained, Metric
 from multicam.metrics.ranking import Evaluation
 from multicam.printing import progress
@@ -149,7 +149,7 @@ def _explained(
             with _told(f"method {label!r}, batch {i}"):
                 start = perf_counter()
                 found = explain(model, call.own(), trace.target)
-                maps = named_maps(found, call)
+                maps = refuse_not_finite(named_maps(found, call))
                 if any(m.is_cuda for m in maps.values()):
                     torch.cuda.synchronize()  # it may not have finished
                 seconds = (perf_counter() - start) / call.batch

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
@@ -82,6 +83,21 @@ def named_maps(found: Any, call: Inputs) -> Maps:
     maps = found.maps() if isinstance(found, Attributions) else found
     by_input = {call.name(name): m.detach() for name, m in by_name(maps, call).items()}
     return Maps(by_input, getattr(maps, "comparable", True))
+
+
+def refuse_not_finite(maps: Maps) -> Maps:
+    """The maps, by input.
+
+    Raises:
+        MulticamError: If one has NaN or infinite values.
+    """
+    for name, m in maps.items():
+        bad = ~torch.isfinite(m).flatten(1).all(1)
+        if bad.any():
+            raise MulticamError(
+                f"the map of input {name!r} has NaN or infinite values in sample {int(bad.nonzero()[0])}"
+            )
+    return maps
 
 
 def by_name(found: Any, call: Inputs) -> Mapping[str, Tensor]:

@@ -14,13 +14,18 @@ from multicam.call.scorer import OutputLike, TargetLike
 from multicam.call.targets.scores import Probability
 from multicam.errors import MulticamError, at_least_one
 from multicam.maps import Maps
-from multicam.metrics.explanations import named_maps
+from multicam.metrics.explanations import named_maps, refuse_not_finite
 from multicam.metrics.imputing import impute
 from multicam.printing import progress
+from multicam.watch.finite import How
 from multicam.watch.trace import Trace
 from multicam.watch.undisturbed import unwrapped
 
 MapsLike = Tensor | Mapping[str, Tensor]
+IMPUTED = How(
+    "imputed from what is left", "the model is not defined there; take deletion, with a baseline", part="places of "
+)
+SEEN_THROUGH = How("seen through its map", "the model is not defined there; take deletion, with a baseline")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,7 +96,8 @@ def deletion(
     """
     call, ranks = _ranked(model, inputs, maps, seed)
     changed = _replaced(ranks, call.leaves, baselines(call, list(ranks), baseline))
-    return _followed(Trace(model, call, {}, target, output), list(ranks), changed, steps, batch_size, "deletion")
+    how = How(baseline=baseline, part="places of ")
+    return _followed(Trace(model, call, {}, target, output), list(ranks), changed, steps, batch_size, "deletion", how)
 
 
 def insertion(
@@ -121,7 +127,8 @@ def insertion(
     """
     call, ranks = _ranked(model, inputs, maps, seed)
     changed = _replaced(ranks, baselines(call, list(ranks), baseline), call.leaves)
-    return _followed(Trace(model, call, {}, target, output), list(ranks), changed, steps, batch_size, "insertion")
+    how = How(baseline=baseline, part="places of ")
+    return _followed(Trace(model, call, {}, target, output), list(ranks), changed, steps, batch_size, "insertion", how)
 
 
 def road(
@@ -166,7 +173,8 @@ def road(
         image = call.leaves[name][sample : sample + 1]
         return image if keep.all() else impute(image, keep[None], noise=noise, seed=seed)
 
-    return _followed(Trace(model, call, {}, target, output), list(ranks), changed, steps, batch_size, "ROAD")
+    trace = Trace(model, call, {}, target, output)
+    return _followed(trace, list(ranks), changed, steps, batch_size, "ROAD", IMPUTED)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -238,7 +246,7 @@ def seen_through(
         mask = m.clamp(min=0) / tops[name].where(tops[name] > 0, 1)[:, None, None]
         seen = call.leaves[name] * mask[:, None]
         changed[name] = (seen if call.leaves[name].is_floating_point() else seen.round()).to(call.leaves[name])
-    return Masked(trace.scores, trace.again(call.replace(changed)).scores)
+    return Masked(trace.scores, trace.again(call.replace(changed), how=SEEN_THROUGH).scores)
 
 
 def _replaced(
@@ -265,6 +273,7 @@ def _followed(
     steps: int,
     batch_size: int,
     title: str,
+    how: How,
 ) -> Curve:
     """The scores while these inputs are changed step by step."""
     batch = trace.inputs.batch
@@ -273,7 +282,7 @@ def _followed(
     rows = [(sample, part) for sample in range(batch) for part in parts]
     found = [
         trace.rescore(
-            {name: torch.cat([changed(name, sample, share) for share in part.tolist()]) for name in names}, sample
+            {name: torch.cat([changed(name, sample, share) for share in part.tolist()]) for name in names}, sample, how
         )
         for sample, part in progress(rows, len(rows), title)
     ]
@@ -283,15 +292,13 @@ def _followed(
 def _checked_maps(model: nn.Module, inputs: Any, maps: MapsLike) -> tuple[Inputs, Maps]:
     """The call, and the maps by the full names of their inputs."""
     call = Inputs.of(inputs).bind(unwrapped(model)).own()
-    named = named_maps(maps, call).on_one_scale()
+    named = refuse_not_finite(named_maps(maps, call)).on_one_scale()
     for name, m in named.items():
         size = (call.batch, *call.leaves[name].shape[-2:])
         if name not in call.images or call.leaves[name].ndim != 4 or tuple(m.shape) != size:
             raise MulticamError(
                 f"the map {tuple(m.shape)} does not lie on input {name!r} {tuple(call.leaves[name].shape)}; it should be {size}"
             )
-        if not torch.isfinite(m).all():
-            raise MulticamError(f"the map of input {name!r} has NaN or infinite values")
     return call, named
 
 

@@ -15,12 +15,12 @@ from multicam.call.scorer import OutputLike, TargetLike
 from multicam.chance import seeded
 from multicam.errors import MulticamError
 from multicam.maps import Maps
-from multicam.metrics.explanations import Explain, explained_maps
+from multicam.metrics.explanations import Explain, explained_maps, refuse_not_finite
 from multicam.metrics.localization import agreement
 from multicam.printing import aligned, progress
 from multicam.watch.survey import list_layers
 from multicam.watch.trace import Trace
-from multicam.watch.undisturbed import LOCK, find_module, unwrapped
+from multicam.watch.undisturbed import LOCK, find_module, undisturbed, unwrapped
 
 # The path of a module, and the names of those of its parameters that belong to no later module as well.
 Stage = tuple[str, tuple[str, ...]]
@@ -113,16 +113,19 @@ def parameter_randomization(
     """
     if order not in ("cascading", "independent"):
         raise MulticamError(f"order is 'cascading' or 'independent', not {order!r}")
+    call = Inputs.of(inputs).bind(unwrapped(model))  # refuses what no pass can take, before it is copied
     copy = _copied(model)
-    trace = Trace(copy, inputs, {}, target, output)
+    trace = Trace(copy, call, {}, target, output)
     stages = _stages(copy, trace.inputs, within)
-    maps = explained_maps(explain, copy, trace.inputs, trace.target)
+    maps = refuse_not_finite(explained_maps(explain, copy, trace.inputs, trace.target))
     scores, alike = [], []
     for stage in progress(stages, len(stages), "randomization"):
         if order == "independent":
             copy = _copied(model)
         _randomize(copy, stage, seed)
-        scores.append(Trace(copy, trace.inputs, {}, trace.target, output).scores.cpu())
+        # No trace, which would refuse a score that is not finite; what randomised weights make of the inputs is told as it is.
+        with undisturbed(copy, graph=False, call=trace.inputs) as memory:
+            scores.append(trace.scorer.of(memory.call.run(copy), trace.inputs.batch).cpu())
         alike.append(_agreement(maps, explain, copy, trace, stage))
     return Randomization(
         tuple(path for path, _ in stages),
@@ -170,7 +173,8 @@ def branch_of(model: nn.Module, inputs: Any, name: str) -> tuple[str, ...]:
 def _copied(model: nn.Module) -> nn.Module:
     model = unwrapped(model)
     try:
-        with LOCK:  # nobody's hooks and flags are copied with it
+        # Nobody's hooks and flags are copied with it, and TorchScript's parameters not as results of the old ones.
+        with LOCK, torch.no_grad():
             return deepcopy(model)
     except Exception as error:  # what a model holds that cannot be copied raises anything
         raise MulticamError(
@@ -201,6 +205,11 @@ def _stages(model: nn.Module, call: Inputs, within: str | Sequence[str] | None) 
         if own and id(module) in inside:
             met.update(map(id, own.values()))
             stages.append((path, tuple(own)))
+    if len(stages) > 1 and not any(path in last for path, _ in stages):
+        raise MulticamError(
+            f"no module of {type(model).__name__} that has parameters is called, as where TorchScript or torch.export runs it, so that "
+            "none comes last: explain the module that it was made of, or randomise one of them, within=…"
+        )
     if not stages:
         raise MulticamError(
             f"nothing in {', '.join(map(repr, roots))} of {type(model).__name__} has parameters to randomise"

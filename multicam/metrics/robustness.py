@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from multicam.call.baselines import Baseline, baselines
 from multicam.call.inputs import Inputs, wide
 from multicam.call.scorer import OutputLike, TargetLike
-from multicam.chance import seeded, value_range
+from multicam.chance import seeded
 from multicam.errors import MulticamError, at_least_one, number
-from multicam.metrics.explanations import Explain, by_name, explained_maps
+from multicam.metrics.explanations import Explain, by_name, explained_maps, refuse_not_finite
 from multicam.metrics.localization import correlation
 from multicam.printing import progress
 from multicam.saliency.attributions import Attributions, channels_second
 from multicam.saliency.gradients import explained, times
+from multicam.watch.finite import How, value_ranges
 from multicam.watch.trace import Trace
 
 Found = Tensor | Mapping[str, Tensor]
@@ -137,7 +138,12 @@ def infidelity(
     predicted = torch.zeros(call.batch, samples, dtype=torch.float64)
     for name, (given, values) in named.items():
         evidence = _evidence(found, given, values, call.leaves[name], nothing[name])
+        if not torch.isfinite(evidence).all():
+            raise MulticamError(
+                f"the evidence in input {name!r} is not finite: it or its baseline holds NaN or infinite values"
+            )
         predicted += evidence.double().cpu().flatten(1) @ masks[name].double().flatten(1).T
+    how = How(baseline=baseline, part="a rectangle of ")
     draws = torch.split(torch.arange(samples), at_least_one("batch_size", batch_size))
     parts = [(i, some) for i in range(call.batch) for some in draws]
     scores = [
@@ -147,6 +153,7 @@ def infidelity(
                 for name, z in masks.items()
             },
             i,
+            how,
         )
         for i, some in progress(parts, len(parts), "infidelity")
     ]
@@ -241,6 +248,7 @@ def sensitivity(
     trace = Trace(model, inputs, {}, target, output)
     names = list(explained(model, trace.inputs, wrt).values())
     number("radius", radius)
+    ranges = value_ranges(trace.inputs, names)
     before = _flat(explain, trace, trace.inputs)
     worst = torch.zeros(len(before), dtype=before.dtype, device=before.device)
     for draw in progress(range(at_least_one("samples", samples)), samples, "sensitivity"):
@@ -248,13 +256,17 @@ def sensitivity(
         for i, name in enumerate(names):
             leaf = trace.inputs.leaves[name]
             noise = torch.rand(leaf.shape[1:], generator=seeded(seed, draw, i), device="cpu") * 2 - 1
-            noisy[name] = leaf + (radius * value_range(leaf) * noise.to(leaf.device)).to(leaf.dtype)
-        worst = torch.maximum(worst, (_flat(explain, trace, trace.settled.replace(noisy)) - before).norm(dim=1))
+            noisy[name] = leaf + (radius * ranges[name] * noise.to(leaf.device)).to(leaf.dtype)
+        try:
+            after = _flat(explain, trace, trace.settled.replace(noisy))
+        except MulticamError as error:
+            raise MulticamError(f"with noise of radius={radius} on {', '.join(map(repr, names))}: {error}") from error
+        worst = torch.maximum(worst, (after - before).norm(dim=1))
     return torch.where(worst == 0, worst, worst / before.norm(dim=1)).cpu()
 
 
 def _flat(explain: Explain, trace: Trace, call: Inputs) -> Float[Tensor, "b n"]:
-    maps = explained_maps(explain, trace.model, call, trace.target)
+    maps = refuse_not_finite(explained_maps(explain, trace.model, call, trace.target))
     return torch.cat([m.reshape(call.batch, -1).float() for m in maps.values()], 1)
 
 

@@ -25,6 +25,9 @@ class Attributions(dict[str, Tensor]):
             score; None where the numbers are of another kind (gradients, say) and those of two inputs do not compare.
         change: The score less that of the baseline `(b)`, which all evidence together should be; None where there is no
             such thing.
+
+    Raises:
+        MulticamError: If a number is NaN or infinite.
     """
 
     def __init__(
@@ -35,6 +38,12 @@ class Attributions(dict[str, Tensor]):
         weights: Mapping[str, float] | None = None,
         change: Tensor | None = None,
     ) -> None:
+        for name, x in values.items():
+            if not torch.isfinite(x).all():
+                raise MulticamError(
+                    f"the attribution of input {name!r} is NaN or infinite in sample {int((~torch.isfinite(x)).nonzero()[0, 0])}: the "
+                    "input, its baseline or a gradient is, or numbers overflow"
+                )
         super().__init__(values)
         self.scores, self.weights, self.change = scores, weights, change
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from multicam.call.baselines import Baseline, baselines, references_of
 from multicam.call.inputs import wide
 from multicam.call.scorer import OutputLike, TargetLike
-from multicam.chance import normal, seeded, value_range
+from multicam.chance import normal, seeded
 from multicam.errors import at_least_one, number
 from multicam.printing import progress
 from multicam.saliency.attributions import Attributions
 from multicam.saliency.gradients import explained, named, times
+from multicam.watch.finite import NOISY, How, value_ranges
 from multicam.watch.trace import Trace
 
 INCOMPLETE = 0.05  # the share of the change that integrated gradients may miss without a warning
@@ -135,11 +136,12 @@ def integrated_gradients(
         return _between(start[name][samples], trace.inputs.leaves[name][samples], [(d + 0.5) / steps for d in draws])
 
     sums = {name: torch.zeros_like(wide(leaf)) for name, leaf in start.items()}
-    for samples, _, grads in _passes(trace, full, steps, between, batch_size, "integrated gradients"):
+    change = trace.scores - trace.again(trace.inputs.replace(start), how=How(baseline=baseline)).scores
+    how = How("on the way from the baseline", "give another baseline")
+    for samples, _, grads in _passes(trace, full, steps, between, batch_size, "integrated gradients", how):
         for name, gradients in grads.items():
             sums[name].index_add_(0, torch.tensor(samples, device=gradients.device), wide(gradients) / steps)
     values = {name: times(wide(trace.inputs.leaves[name] - start[name]), sums[name]) for name in full}
-    change = trace.scores - trace.again(trace.inputs.replace(start)).scores
     found = Attributions(named(names, values), trace.scores, weights=dict.fromkeys(names, 1.0), change=change)
     _warn_if_incomplete(found)
     return found
@@ -200,7 +202,8 @@ def expected_gradients(
         return _between(reference(name, draws), trace.inputs.leaves[name][rows], along[list(draws)])
 
     sums = {name: torch.zeros_like(wide(trace.inputs.leaves[name]).real) for name in full}
-    for rows, draws, grads in _passes(trace, full, samples, between, batch_size, "expected gradients"):
+    how = How("on the way from a reference", "give other references")
+    for rows, draws, grads in _passes(trace, full, samples, between, batch_size, "expected gradients", how):
         for name, gradients in grads.items():
             way = trace.inputs.leaves[name][rows] - reference(name, draws)
             parts = times(wide(way), wide(gradients)) / samples
@@ -215,6 +218,7 @@ def _passes(
     variant: Callable[[str, Sequence[int], Sequence[int]], Tensor],
     batch_size: int,
     title: str,
+    how: How,
 ) -> Iterator[tuple[list[int], list[int], dict[str, Tensor]]]:
     """The gradients of each sample's variations, a part of them at a time.
 
@@ -225,6 +229,7 @@ def _passes(
         variant: Called as `variant(name, samples, draws)`, for the rows of an input.
         batch_size: How many rows run in one pass.
         title: Of the progress bar.
+        how: What is done to the inputs, to be told where a number is not finite.
 
     Yields:
         The sample and the draw of each row, and the gradients of the rows by input.
@@ -234,7 +239,7 @@ def _passes(
     for part in progress(parts, len(parts), title):
         samples, drawn = [sample for sample, _ in part], [draw for _, draw in part]
         rows = {name: variant(name, samples, drawn) for name in names}
-        again = trace.again(trace.take(samples).replace(rows), samples, names)
+        again = trace.again(trace.take(samples).replace(rows), samples, names, how)
         yield samples, drawn, again.input_grads
 
 
@@ -244,7 +249,7 @@ def _moments(
     """The mean and the variance of the gradient over noisy inputs, by input; the arguments as for `smoothgrad`."""
     number("std", std)
     leaves: dict[str, Tensor] = {name: trace.inputs.leaves[name] for name in names}
-    strengths = {name: std * value_range(leaf) for name, leaf in leaves.items()}
+    strengths = {name: std * values for name, values in value_ranges(trace.inputs, names).items()}
 
     def noisy(name: str, rows: Sequence[int], draws: Sequence[int]) -> Tensor:
         leaf = leaves[name]
@@ -255,7 +260,7 @@ def _moments(
     # Double, because the variance is the small difference of two sums.
     sums = {name: torch.zeros_like(leaf, dtype=_double(leaf)) for name, leaf in leaves.items()}
     squares = {name: torch.zeros_like(leaf, dtype=torch.float64) for name, leaf in leaves.items()}
-    for rows, _, grads in _passes(trace, names, samples, noisy, batch_size, "noisy gradients"):
+    for rows, _, grads in _passes(trace, names, samples, noisy, batch_size, "noisy gradients", NOISY):
         for name, gradients in grads.items():
             at, parts = torch.tensor(rows, device=gradients.device), gradients.to(sums[name].dtype) / samples
             sums[name].index_add_(0, at, parts)
@@ -297,7 +302,7 @@ def _warn_if_incomplete(found: Attributions) -> None:
     bad = (found.error > INCOMPLETE) & (missing > 1e-3 * found.scores.abs())
     if bad.any():
         warnings.warn(
-            f"integrated gradients miss up to {found.error[bad].max():.0%} of the change of the score, for {int(bad.sum())} of "
+            f"integrated gradients miss up to {found.error[bad].max().item():.0%} of the change of the score, for {int(bad.sum())} of "
             f"{len(bad)} samples: take more steps, and float32 if the model computes in less",
             stacklevel=3,
         )

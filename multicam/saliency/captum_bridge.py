@@ -13,9 +13,11 @@ from multicam.call.scorer import OutputLike, TargetLike
 from multicam.errors import MulticamError, unknown
 from multicam.saliency.attributions import Attributions
 from multicam.saliency.gradients import explained
+from multicam.watch.finite import Asked, How
 from multicam.watch.trace import Trace
 from multicam.watch.undisturbed import find_module, undisturbed
 
+CHANGED = How("as captum changed it", "give captum another baseline (baselines=…), if the algorithm takes one")
 OURS = {"inputs", "target", "additional_forward_args"}  # of `attribute`, which are given by other names here
 
 
@@ -130,10 +132,12 @@ class _Positional(nn.Module):
     def forward(self, *args: Tensor) -> Tensor:
         *tensors, numbers = args
         samples = numbers.tolist()
-        call = self.call.take(samples).own().replace(dict(zip(self.names, tensors, strict=True)))
+        values = dict(zip(self.names, tensors, strict=True))
+        call = self.call.take(samples).own().replace(values)
         # A copy, because a model may write into its inputs.
         returned = call.map(lambda name, leaf: leaf.clone() if name in self.names else leaf).run(self.model)
-        return self.trace.scores_of(returned, samples)
+        asked = Asked(self.trace.model, self.trace.inputs, self.trace.scorer)
+        return asked.check_changed(self.trace.scores_of(returned, samples), values, samples, CHANGED)
 
 
 def _refuse_misfit(call: Callable[..., Any], *args: Any, **options: Any) -> None:

@@ -15,6 +15,7 @@ from multicam.errors import MulticamError, at_least_one, unknown
 from multicam.printing import progress
 from multicam.saliency.attributions import Attributions
 from multicam.saliency.gradients import explained
+from multicam.watch.finite import How
 from multicam.watch.trace import Trace
 
 Sides = int | Sequence[int]
@@ -49,7 +50,7 @@ def occlusion(
         batch_size: How many covered versions run in one pass. It bounds the memory and does not change the result.
 
     Raises:
-        MulticamError: As for `gradient`; or a patch or stride does not fit an input.
+        MulticamError: As for `gradient`; or a patch or stride does not fit an input, or a score is not finite.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
@@ -59,7 +60,7 @@ def occlusion(
     """
     names = explained(model, inputs, wrt, need_floating=False)
     trace = Trace(model, inputs, {}, target, output)
-    covers = baselines(trace.inputs, list(names.values()), baseline)
+    covers, how = baselines(trace.inputs, list(names.values()), baseline), How(baseline=baseline, part="a patch of ")
     patches, strides = (_by_name(sides, trace.inputs, list(names.values())) for sides in (patch, stride))
     values, weights = {}, {}
     for name, full in names.items():
@@ -82,7 +83,7 @@ def occlusion(
             rows = leaf[sample].repeat(1 + len(part), *[1] * (leaf.ndim - 1))
             for row, window in zip(rows[1:], part, strict=True):
                 row[..., *window] = cover[sample][..., *window]
-            before, *scores = trace.rescore({full: rows}, sample)
+            before, *scores = trace.rescore({full: rows}, sample, how)
             for after, window in zip(scores, part, strict=True):
                 drops[sample][..., *window] += before - after
         values[name] = drops / times

@@ -15,6 +15,7 @@ from multicam.saliency.attributions import Attributions
 from multicam.saliency.gradients import explained, gradient, times
 from multicam.saliency.occluding import Sides, occlusion
 from multicam.shares.regions import placed
+from multicam.watch.finite import How
 from multicam.watch.trace import Trace
 
 Region = Tensor | slice | tuple[slice, ...]
@@ -151,7 +152,9 @@ def _both(
         )
     known = baselines(call, [*where, *names.values()], baseline)
     covered = {name: torch.where(mask, known[name], call.leaves[name]) for name, mask in masks.items()}
-    return trace, {name: known[full] for name, full in names.items()}, call.replace(covered)
+    rest = call.replace(covered)
+    trace.again(rest, how=How(baseline=baseline, part="a region of "))  # refuses scores that are not finite
+    return trace, {name: known[full] for name, full in names.items()}, rest
 
 
 def _mask(name: str, leaf: Tensor, places: tuple[int, ...], part: Region) -> Bool[Tensor, "..."]:

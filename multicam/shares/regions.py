@@ -1,7 +1,7 @@
 """Which part of which input mattered: inputs cut into regions, whose shares of the score add up like those of inputs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -230,6 +230,7 @@ class RegionGame(Scored):
         batch_size: int,
     ) -> None:
         self._labels, self._references = labels, whole.references
+        self._how = replace(whole.how, part="regions of ")
         self._trace = Trace(model, call, {}, target, output)
         self._batch_size = at_least_one("batch_size", batch_size)
         self.batch = call.batch
@@ -260,7 +261,7 @@ class RegionGame(Scored):
                 other = others[sample if len(others) > 1 else 0, reference]
                 between = [1] * (image.ndim - labels[sample].ndim)
                 rows[name] = torch.where(keep.view(len(keep), *between, *keep.shape[1:]), image, other)
-            total += self._trace.rescore(rows, sample).cpu()
+            total += self._trace.rescore(rows, sample, self._how).cpu()
         return total / each
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from multicam.call.baselines import Baseline, baselines
 from multicam.call.inputs import Inputs
 from multicam.call.scorer import Scorer
+from multicam.chance import value_range
 from multicam.errors import MulticamError
 from multicam.watch.undisturbed import undisturbed
 
@@ -69,6 +70,8 @@ class How:
 
 
 CHANGED = How()
+AUGMENTED = How("mirrored, darker or brighter", "the model is not defined there; take the map without augmentation")
+NOISY = How("noisy", "the model is not defined there; take less noise (std=…)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,11 +131,17 @@ class Asked:
         """What to say of a score that is NaN or infinite while the inputs of one sample have these values `(1 …)`, or are None."""
         one = self._one(sample)
         rows = {name: x for name, x in values.items() if one is None or not _same(x, one.call.leaves.get(name))}
-        alone = [name for name in rows if one and len(rows) > 1 and one._fails({name: rows[name]})]
-        names = alone[:1] or list(rows) or list(values)
-        who = " and ".join(_told(name, values[name], how) for name in names) + " together" * (len(names) > 1)
+        alone = {name: one._fails({name: x}) if one and len(rows) > 1 else None for name, x in rows.items()}
+        names = [name for name in rows if alone[name]][:1] or list(rows) or list(values)
+        together = " together" * (len(names) > 1 and all(fails is False for fails in alone.values()))
+        who = " and ".join(_told(name, values[name], how) for name in names) + together
         advice = one._advice(names, values, how) if one and how.baseline is not None else how.advice
         return MulticamError(f"with {who} the score of sample {sample} is {value}: {advice}")
+
+    def fails(self, values: Mapping[str, Any], sample: int) -> bool | None:
+        """Whether the score of a sample with these inputs `(1 …)` is not finite; None where the model does not run it alone."""
+        one = self._one(sample)
+        return None if one is None else one._fails(values)
 
     def _one(self, sample: int) -> "Asked | None":
         """The same of one sample, if its call can be made."""
@@ -240,6 +249,26 @@ def check_layer(scores: Tensor, label: str, sample: int) -> Tensor:
     )
 
 
+def value_ranges(call: Inputs, names: Sequence[str]) -> dict[str, Tensor]:
+    """The range of values of each sample of some inputs, which noise is measured by; see `multicam.chance.value_range`.
+
+    Args:
+        call: The call.
+        names: The inputs, by their full names.
+
+    Raises:
+        MulticamError: If an input holds NaN or infinite values, so that it has no range.
+    """
+    found = {name: value_range(call.leaves[name]) for name in names}
+    for name, values in found.items():
+        if not torch.isfinite(values).all():
+            raise MulticamError(
+                f"noise is measured by the range of an input's values, and input {name!r} has none in sample {first(values)}, where it holds "
+                "NaN or infinite values: fill in what is missing, or leave that input out"
+            )
+    return found
+
+
 def first(values: Tensor) -> int:
     """The first sample that has a value that is not finite."""
     return int((~torch.isfinite(values.detach())).reshape(len(values), -1).any(1).nonzero()[0])
@@ -247,7 +276,7 @@ def first(values: Tensor) -> int:
 
 def shown(value: Tensor) -> str:
     """NaN, inf or -inf."""
-    number = complex(value)
+    number = complex(value.detach())
     return "NaN" if number != number else "-inf" if number.real == -torch.inf else "inf"
 
 

@@ -417,8 +417,7 @@ def _changed(leaf: Tensor) -> Tensor:
 
 
 def _equal(first: Inputs, second: Inputs) -> bool:
-    """Whether all tensors of a call have the same values as in another."""
+    """Whether all tensors of a call have the same values as in another, NaN being itself."""
     others = second.leaves
-    return all(
-        torch.equal(leaf.detach(), others[name]) for name, leaf in first.leaves.items() if isinstance(leaf, Tensor)
-    )
+    each = ((leaf.detach(), others[name]) for name, leaf in first.leaves.items() if isinstance(leaf, Tensor))
+    return all(torch.equal(x, y) or bool(((x == y) | ((x != x) & (y != y))).all()) for x, y in each)

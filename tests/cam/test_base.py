@@ -224,9 +224,24 @@ def test_a_map_that_is_empty_by_construction_says_why(how: str, message: str) ->
 
 
 def test_overflow_is_an_error_and_not_an_empty_map() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(MulticamError, match=r"HiResCAM of layer '0' is not finite.*bfloat16"):
-        HiResCAM(model, "0")(torch.full((1, 3, 8, 8), float("inf")), 1)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x = torch.rand(2, 3, 8, 8)
+    infinite = torch.cat([x[:1], x[1:] * torch.inf])
+    with pytest.raises(
+        MulticamError, match="the score of sample 1 is NaN: input 'input' holds infinite values in sample 1"
+    ):
+        HiResCAM(model, "0")(infinite, 1)
+    huge = 1e30 * x  # whose activations overflow, and are cut to 6 behind the layer
+    nn.init.constant_(model[0].weight, 1e10)
+    with pytest.raises(MulticamError, match=r"activations of layer '0' are NaN or infinite in sample 0: .* bfloat16"):
+        EigenCAM(model, "0")(huge, 1)
+
+    class Infinite(HiResCAM):
+        def weighted(self, site: Site) -> Tensor:
+            return super().weighted(site) / torch.tensor([1.0, 0.0])[:, None, None, None]
+
+    with pytest.raises(MulticamError, match=r"Infinite of layer '0' is not finite in sample 1: .* bfloat16"):
+        Infinite(seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())), "0")(x, 1)
 
 
 @pytest.mark.parametrize("name", [n for n in multicam.__all__ if isinstance(getattr(multicam, n), type)])

@@ -243,13 +243,14 @@ def test_a_model_that_explodes_has_no_agreement() -> None:
     )
     nn.init.ones_(model[4].weight)
     x = torch.rand(2, 3, 8, 8)
-    found = parameter_randomization(model, x, gradient, 1, within="4")
-    assert found.agreement["input"].isnan().all()
-    assert found.scores.isnan().all()
-    assert "nan" in repr(found)
-    with pytest.warns(UserWarning, match="with '4' randomised there is no map to compare: GradCAM of layer '0' is not"):
-        found = parameter_randomization(model, x, explainer(GradCAM, "0"), 1, within="4")
-    assert found.agreement["input"].isnan().all()
+    for explain in (gradient, explainer(GradCAM, "0")):
+        with pytest.warns(
+            UserWarning, match="with '4' randomised there is no map to compare: the score of sample 0 is NaN"
+        ):
+            found = parameter_randomization(model, x, explain, 1, within="4")
+        assert found.agreement["input"].isnan().all()
+        assert found.scores.isnan().all()
+        assert "nan" in repr(found)
 
 
 def test_a_constant_map_agrees_with_nothing() -> None:
