@@ -65,8 +65,8 @@ class BaseCAM(Checked):
     """
 
     batch_size: int = 32
-    reads_target: ClassVar[bool] = True  # else any output will do
-    asks_weights: ClassVar[bool] = True  # else its get_cam_image has a formula of its own
+    _reads_target: ClassVar[bool] = True  # else any output will do
+    _asks_weights: ClassVar[bool] = True  # else its get_cam_image has a formula of its own
 
     @spoken
     def __init__(
@@ -91,25 +91,21 @@ class BaseCAM(Checked):
         self.output = output
         self.outputs: Any = None
         self.device = next((parameter.device for parameter in unwrapped(model).parameters()), torch.device("cpu"))
+        self.cuda = self.device.type == "cuda"  # what older versions called it
         self.activations_and_grads = self._lent = Lent(model, self.target_layers, reshape_transform, detach)
         self._trace: Trace | None = None  # during a call
-        refuse_unasked(type(self), self.asks_weights)
-        Taps(unwrapped(model), list(self.layers.values()))  # refuses layers that do not exist
+        refuse_unasked(type(self), self._asks_weights)
+        Taps(unwrapped(model), list(self._layers.values()))  # refuses layers that do not exist
 
     @property
-    def layers(self) -> dict[str, Layer]:
+    def _layers(self) -> dict[str, Layer]:
         """Each target layer by a name that no input has, with the reshape where it has none of its own."""
         return named_layers(self.target_layers, self.reshape_transform)
 
     @property
-    def runs_elsewhere(self) -> bool:
+    def _runs_elsewhere(self) -> bool:
         """Whether somebody else's object is in the place of `activations_and_grads`, and runs the model."""
         return self.activations_and_grads is not self._lent
-
-    @property
-    def cuda(self) -> bool:
-        """Whether the model is on a GPU, as older versions called it."""
-        return self.device.type == "cuda"
 
     @spoken
     def __call__(
@@ -138,10 +134,10 @@ class BaseCAM(Checked):
     @spoken
     def forward(self, input_tensor: Any, targets: Targets, eigen_smooth: bool = False) -> Array:
         """The maps `(b *size)` of one pass; the arguments are those of a call."""
-        inputs = self.bound(input_tensor)
+        inputs = self._bound(input_tensor)
         each = each_target(targets, inputs.batch)
         with evaluating(self.model):
-            if self.runs_elsewhere or not self.detach:
+            if self._runs_elsewhere or not self.detach:
                 x, each = self._run(inputs, each)
             else:
                 x, each = self._observe(inputs, each)
@@ -154,12 +150,12 @@ class BaseCAM(Checked):
 
     def forward_augmentation_smoothing(self, input_tensor: Any, targets: Targets, eigen_smooth: bool = False) -> Array:
         """The mean of the maps of all copies; a target that chooses keeps its choice in all of them."""
-        inputs = self.bound(input_tensor)
-        if targets is None and self.reads_target and not self.runs_elsewhere:
+        inputs = self._bound(input_tensor)
+        if targets is None and self._reads_target and not self._runs_elsewhere:
             targets = chosen(Trace(self.model, inputs, {}, None, self.output).target, inputs.batch)
-        return self.averaged(inputs, lambda copy: asked(self, BaseCAM, "forward", copy, targets, eigen_smooth))
+        return self._averaged(inputs, lambda copy: asked(self, BaseCAM, "forward", copy, targets, eigen_smooth))
 
-    def averaged(self, inputs: Inputs, explain: Callable[[Any], Array]) -> Array:
+    def _averaged(self, inputs: Inputs, explain: Callable[[Any], Array]) -> Array:
         """The mean of what explains each copy of the images, laid back on them."""
         images = list(inputs.images)
         if len(images) != 1:
@@ -192,7 +188,7 @@ class BaseCAM(Checked):
             maps.append(scale_cam_image(np.maximum(found, 0), size)[:, None])
         return maps
 
-    def image_of(self, site: Site, layer: Any, eigen_smooth: bool) -> Array:
+    def _image_of(self, site: Site, layer: Any, eigen_smooth: bool) -> Array:
         """What `get_cam_image` says of a layer in a pass of somebody else's."""
         trace = self._trace = site.trace
         x = _only(trace.inputs)
@@ -257,9 +253,9 @@ class BaseCAM(Checked):
             )
         return tuple(reversed(sizes.pop()))
 
-    def bound(self, input_tensor: Any) -> Inputs:
+    def _bound(self, input_tensor: Any) -> Inputs:
         """The call of the model, on the model's device; or of what runs it, which takes one argument."""
-        if self.runs_elsewhere:
+        if self._runs_elsewhere:
             inputs = input_tensor if isinstance(input_tensor, Inputs) else Inputs(input_tensor)
         else:
             inputs = Inputs.of(input_tensor).bind(unwrapped(self.model))
@@ -270,8 +266,8 @@ class BaseCAM(Checked):
         """The quiet pass: what the steps are given as `input_tensor` and as `targets`."""
         self._lent.unhook()
         wrt = _floating(inputs) if self.compute_input_gradient and self.uses_gradients else {}
-        target = per_image(each, inputs.batch) if self.reads_target else Nothing(inputs.batch)
-        self._trace = trace = Trace(self.model, inputs, self.layers, target, self.output, tuple(wrt))
+        target = per_image(each, inputs.batch) if self._reads_target else Nothing(inputs.batch)
+        self._trace = trace = Trace(self.model, inputs, self._layers, target, self.output, tuple(wrt))
         self.outputs = trace.output
         # Copies, because steps may write into what they are given.
         self._lent.activations = [site.acts.to("cpu", copy=True) for site in trace.sites.values()]

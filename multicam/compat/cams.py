@@ -24,56 +24,56 @@ from multicam.watch.reshape import Reshape
 class GradCAM(ChannelMethod):
     """`multicam.GradCAM`."""
 
-    weights_class = weighted.GradCAM
+    _weights_class = weighted.GradCAM
 
 
 class HiResCAM(ImageMethod):
     """`multicam.HiResCAM`."""
 
-    image_class = weighted.HiResCAM
+    _image_class = weighted.HiResCAM
 
 
 class GradCAMElementWise(ImageMethod):
     """`multicam.GradCAMElementWise`."""
 
-    image_class = weighted.GradCAMElementWise
+    _image_class = weighted.GradCAMElementWise
 
 
 class GradCAMPlusPlus(ChannelMethod):
     """`multicam.GradCAMPlusPlus`."""
 
-    weights_class = weighted.GradCAMPlusPlus
+    _weights_class = weighted.GradCAMPlusPlus
 
 
 class XGradCAM(ChannelMethod):
     """`multicam.XGradCAM`."""
 
-    weights_class = weighted.XGradCAM
+    _weights_class = weighted.XGradCAM
 
 
 class LayerCAM(ImageMethod):
     """`multicam.LayerCAM`."""
 
-    image_class = weighted.LayerCAM
+    _image_class = weighted.LayerCAM
 
 
 class EigenGradCAM(ImageMethod):
     """`multicam.EigenGradCAM`."""
 
-    image_class = components.EigenGradCAM
+    _image_class = components.EigenGradCAM
 
 
 class SegEigenCAM(ImageMethod):
     """`multicam.SegEigenCAM`."""
 
-    image_class = components.SegEigenCAM
+    _image_class = components.SegEigenCAM
 
 
 class ShapleyCAM(ChannelMethod):
     """`multicam.ShapleyCAM`."""
 
-    weights_class = weighted.ShapleyCAM
-    unused = dict.fromkeys(
+    _weights_class = weighted.ShapleyCAM
+    _unused = dict.fromkeys(
         ("get_cam_weights", "get_cam_image"),
         "here steps are given arrays, without the history that second derivatives take; derive from BaseCAM, with "
         "super().__init__(model, target_layers, compute_input_gradient=True, detach=False)",
@@ -83,14 +83,14 @@ class ShapleyCAM(ChannelMethod):
 class RandomCAM(ChannelMethod):
     """`multicam.RandomCAM`, with the same weights in every call."""
 
-    weights_class = weighted.RandomCAM
+    _weights_class = weighted.RandomCAM
 
 
 class EigenCAM(ImageMethod):
     """`multicam.EigenCAM`."""
 
-    image_class = components.EigenCAM
-    reads_target = reads_gradients = False
+    _image_class = components.EigenCAM
+    _reads_target = _reads_gradients = False
 
 
 class KPCA_CAM(ImageMethod):  # noqa: N801
@@ -101,8 +101,8 @@ class KPCA_CAM(ImageMethod):  # noqa: N801
         kernel, gamma: As for `multicam.KPCACAM`.
     """
 
-    image_class = components.KPCACAM
-    reads_target = reads_gradients = False
+    _image_class = components.KPCACAM
+    _reads_target = _reads_gradients = False
 
     @spoken
     def __init__(
@@ -119,7 +119,7 @@ class KPCA_CAM(ImageMethod):  # noqa: N801
         self.gamma = gamma
         super().__init__(model, target_layers, reshape_transform, output=output)
 
-    def options(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         """`kernel` and `gamma`."""
         return {"kernel": self.kernel, "gamma": self.gamma}
 
@@ -132,8 +132,8 @@ class FEM(ImageMethod):
         k: How many standard deviations above its mean a channel stands out.
     """
 
-    image_class = weighted.FEM
-    reads_target = reads_gradients = False
+    _image_class = weighted.FEM
+    _reads_target = _reads_gradients = False
 
     @spoken
     def __init__(
@@ -148,7 +148,7 @@ class FEM(ImageMethod):
         self.k = k
         super().__init__(model, target_layers, reshape_transform, output=output)
 
-    def options(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         """`k`."""
         return {"k": self.k}
 
@@ -156,9 +156,9 @@ class FEM(ImageMethod):
 class ManyPasses(ChannelMethod):
     """A method of `multicam` that runs what-ifs of the model, `batch_size` of them in a pass."""
 
-    reads_gradients = False
+    _reads_gradients = False
 
-    def options(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         """`batch_size`."""
         return {"batch_size": at_least_one("batch_size", self.batch_size)}
 
@@ -166,7 +166,7 @@ class ManyPasses(ChannelMethod):
 class ScoreCAM(ManyPasses):
     """`multicam.ScoreCAM`."""
 
-    weights_class = masking.ScoreCAM
+    _weights_class = masking.ScoreCAM
 
 
 class AblationLayer:
@@ -191,8 +191,8 @@ class AblationCAM(ManyPasses):
         ratio_channels_to_ablate: Always 1.
     """
 
-    weights_class = masking.AblationCAM
-    unused = dict.fromkeys(
+    _weights_class = masking.AblationCAM
+    _unused = dict.fromkeys(
         ("save_activation", "assemble_ablation_scores"),
         "only what follows the layer runs again, with zeros for a channel; multicam.AblationCAM is one function to write anew",
     )
@@ -216,9 +216,9 @@ class AblationCAM(ManyPasses):
         self.batch_size = batch_size
         super().__init__(model, target_layers, reshape_transform, output=output)
 
-    def given(self, method: type[CAM], target_layer: Any, activations: Any, grads: Any) -> Given:
+    def _given(self, method: type[CAM], target_layer: Any, activations: Any, grads: Any) -> Given:
         """As for every method, but channels are ablated from what the layer returned, whatever a step makes of it."""
-        site = super().given(method, target_layer, activations, grads)
+        site = super()._given(method, target_layer, activations, grads)
         return replace(site, acts=site.trace.sites[site.name].acts)
 
 
@@ -230,7 +230,7 @@ class FullGrad(BaseCAM):
         target_layers, reshape_transform: Not used.
     """
 
-    unused = dict.fromkeys(
+    _unused = dict.fromkeys(
         ("get_cam_image", "get_cam_weights", "get_bias_data"),
         "its map is of all layers together; multicam.CompleteFullGrad has another, and BaseCAM asks for each layer's",
     )
@@ -247,7 +247,7 @@ class FullGrad(BaseCAM):
         super().__init__(model, target_layers, reshape_transform, uses_gradients=False, output=output)
 
     @property
-    def layers(self) -> dict[str, Layer]:
+    def _layers(self) -> dict[str, Layer]:
         """None: it looks at all that have a bias."""
         return {}
 

@@ -35,7 +35,7 @@ class GuidedBackpropReLUModel(Checked):
         (16, 16, 3)
     """
 
-    unused = dict.fromkeys(
+    _unused = dict.fromkeys(
         ("recursive_replace_relu_with_guidedrelu", "recursive_replace_guidedrelu_with_relu"),
         "no ReLU is replaced; every one is guided, whatever way it is written",
     )

@@ -67,7 +67,7 @@ class LayerMethod(BaseCAM):
         ((2, 16, 16), dtype('float32'))
     """
 
-    reads_gradients: ClassVar[bool] = True
+    _reads_gradients: ClassVar[bool] = True
 
     @spoken
     def __init__(
@@ -78,22 +78,22 @@ class LayerMethod(BaseCAM):
         *,
         output: OutputLike = None,
     ) -> None:
-        super().__init__(model, target_layers, reshape_transform, uses_gradients=self.reads_gradients, output=output)
-        self.engine()  # refuses options that the method does not take
+        super().__init__(model, target_layers, reshape_transform, uses_gradients=self._reads_gradients, output=output)
+        self._engine()  # refuses options that the method does not take
 
     @abstractmethod
-    def engine(self) -> CAM:
+    def _engine(self) -> CAM:
         """The method in `multicam`."""
 
-    def options(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         """The options of the method in `multicam`."""
         return {}
 
-    def made(self, method: type[M]) -> M:
+    def _made(self, method: type[M]) -> M:
         """A method in `multicam` of this model and layers."""
-        return method(self.model, self.layers, output=self.output, **self.options())
+        return method(self.model, self._layers, output=self.output, **self._options())
 
-    def given(self, method: type[CAM], target_layer: Any, activations: Any, grads: Any) -> Given:
+    def _given(self, method: type[CAM], target_layer: Any, activations: Any, grads: Any) -> Given:
         """What a step is given, as a method in `multicam` reads it.
 
         Raises:
@@ -102,7 +102,7 @@ class LayerMethod(BaseCAM):
         acts, gradients = (None if x is None else torch.from_numpy(as_array(x)) for x in (activations, grads))
         assert acts is not None
         sites = {} if self._trace is None else self._trace.sites
-        names = dict(zip(self.layers, self.target_layers, strict=True))
+        names = dict(zip(self._layers, self.target_layers, strict=True))
         site = next((site for name, site in sites.items() if names[name] is target_layer), None)
         if site is not None:
             device = site.acts.device
@@ -113,19 +113,19 @@ class LayerMethod(BaseCAM):
                 f"{method.__name__} runs passes of its own, which somebody else's forward or activations_and_grads does not "
                 "see: change the model instead, by a small module around it"
             )
-        name, layer = next(iter(self.layers.items()))
+        name, layer = next(iter(self._layers.items()))
         return Given(name, layer, acts, acts.new_zeros(len(acts)), None, gradients)
 
 
 class ImageMethod(LayerMethod):
     """A method of `multicam` with a formula for each cell."""
 
-    image_class: ClassVar[type[CAM]]
-    asks_weights = False
+    _image_class: ClassVar[type[CAM]]
+    _asks_weights = False
 
-    def engine(self) -> CAM:
+    def _engine(self) -> CAM:
         """The method in `multicam`."""
-        return self.made(self.image_class)
+        return self._made(self._image_class)
 
     def get_cam_image(
         self,
@@ -137,23 +137,23 @@ class ImageMethod(LayerMethod):
         eigen_smooth: bool = False,
     ) -> Any:
         """The map of one layer `(b *grid)`, as for `BaseCAM`."""
-        site = self.given(self.image_class, target_layer, activations, grads)
-        return as_array(smoothed(self, self.made(self.image_class), eigen_smooth).checked(site))
+        site = self._given(self._image_class, target_layer, activations, grads)
+        return as_array(smoothed(self, self._made(self._image_class), eigen_smooth).checked(site))
 
 
 class ChannelMethod(LayerMethod):
     """A method of `multicam` that weighs whole channels."""
 
-    weights_class: ClassVar[type[ChannelCAM]]
+    _weights_class: ClassVar[type[ChannelCAM]]
 
-    def engine(self) -> CAM:
+    def _engine(self) -> CAM:
         """The method in `multicam`."""
-        return self.made(self.weights_class)
+        return self._made(self._weights_class)
 
     def get_cam_weights(self, input_tensor: Any, target_layer: Any, targets: Any, activations: Any, grads: Any) -> Any:
         """The weight of each channel `(b c)`, as for `BaseCAM`."""
-        site = self.given(self.weights_class, target_layer, activations, grads)
-        weights = self.made(self.weights_class).weights(site)
+        site = self._given(self._weights_class, target_layer, activations, grads)
+        weights = self._made(self._weights_class).weights(site)
         warn_if_cancelled(type(self).__name__, site)
         return as_array(weights)
 
@@ -169,14 +169,14 @@ class Asked(CAM):
     comparable = False
 
     def __init__(self, method: BaseCAM, eigen_smooth: bool) -> None:
-        super().__init__(method.model, method.layers, output=method.output)
+        super().__init__(method.model, method._layers, output=method.output)
         self.method = method
         self.eigen_smooth = eigen_smooth
 
     def saliency(self, site: Site) -> Float[Tensor, "b *grid"]:
         """What `get_cam_image` says."""
-        layer = dict(zip(self.method.layers, self.method.target_layers, strict=True))[site.name]
-        return torch.from_numpy(self.method.image_of(site, layer, self.eigen_smooth)).to(site.acts)
+        layer = dict(zip(self.method._layers, self.method.target_layers, strict=True))[site.name]
+        return torch.from_numpy(self.method._image_of(site, layer, self.eigen_smooth)).to(site.acts)
 
 
 def as_cam(method: BaseCAM, eigen_smooth: bool) -> CAM:
@@ -195,10 +195,10 @@ def as_cam(method: BaseCAM, eigen_smooth: bool) -> CAM:
     if own or isinstance(method, ImageMethod) == isinstance(method, ChannelMethod):
         return Asked(method, eigen_smooth)
     assert isinstance(method, LayerMethod)
-    return smoothed(method, method.engine(), eigen_smooth)
+    return smoothed(method, method._engine(), eigen_smooth)
 
 
 def smoothed(method: BaseCAM, engine: CAM, eigen_smooth: bool) -> CAM:
     """The method in `multicam`, smoothed; without a target or weighted channels there is nothing to smooth."""
-    smooth = eigen_smooth and method.reads_target and isinstance(engine, WeightedCAM)
+    smooth = eigen_smooth and method._reads_target and isinstance(engine, WeightedCAM)
     return wrappers.EigenSmoothed(engine) if smooth else engine

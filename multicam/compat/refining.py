@@ -91,7 +91,7 @@ class FinerCAM(Refined):
             target_idx: The class to explain; None: each image's top class.
         """
         base = self.base_cam
-        inputs = base.bound(input_tensor)
+        inputs = base._bound(input_tensor)
         if targets is None:
             main = TopClass() if target_idx is None else ClassScore(target_idx)
             similar = tuple((1, 2, 3) if comparison_categories is None else comparison_categories)
@@ -101,7 +101,7 @@ class FinerCAM(Refined):
             targets = [FinerWeightedTarget(index, others, alpha) for index, others in pairs]
         # The steps are the method's own, but for its forward.
         explain: Callable[[Any], Array] = lambda x: BaseCAM.forward(base, x, targets, eigen_smooth)  # noqa: E731
-        return base.averaged(inputs, explain) if aug_smooth else explain(inputs)
+        return base._averaged(inputs, explain) if aug_smooth else explain(inputs)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class SESS(Refined):
         MulticamError: If something is not as it always is.
     """
 
-    unused = dict.fromkeys(
+    _unused = dict.fromkeys(
         ("forward_single_image", "get_scales", "collect_patches", "get_target", "get_scores", "paste_cam"),
         "multicam.SESS does all this; derive from it",
     )
@@ -238,7 +238,7 @@ class SESS(Refined):
     def forward(self, input_tensor: Any, targets: Targets = None, eigen_smooth: bool = False) -> Array:
         """The maps `(b *size)`; the arguments are those of a call of `BaseCAM`."""
         base = self.base_cam
-        inputs = base.bound(input_tensor)
+        inputs = base._bound(input_tensor)
         side = min(next(iter(inputs.images.values())).shape[-2:])
         engine = sess.SESS(
             as_cam(base, eigen_smooth),

@@ -11,14 +11,14 @@ class Checked:
     """A class whose subclasses may replace what is called here, and nothing else that pytorch-grad-cam's class has.
 
     Attributes:
-        unused: The methods that would never be called, and what to do instead.
+        _unused: The methods that would never be called, and what to do instead.
     """
 
-    unused: ClassVar[Mapping[str, str]] = {}
+    _unused: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        for name, instead in cls.unused.items():
+        for name, instead in cls._unused.items():
             if foreign(cls, name):
                 raise MulticamError(f"{cls.__name__} defines {name}, which would never be called here: {instead}")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from multicam import Layer, MulticamError, compat
-from tests.helpers.drop_in import Large, Net, Soft, ViT, images, linear_zoom, resnet, seeded
+from tests.helpers.drop_in import METHODS, Large, Net, Soft, ViT, images, linear_zoom, resnet, seeded
 from tests.helpers.hygiene import Stop, assert_unchanged, state
 from tests.helpers.subclasses import BODIES, Body, base_of, second_derivatives, weights_of_a_method, what_ifs_of_its_own
 
@@ -184,13 +184,27 @@ def test_attributes_may_be_set_anew() -> None:
     assert np.array_equal(kernel(x), compat.KPCA_CAM(a, [a.third], gamma=0.1)(x))
 
 
+@pytest.mark.parametrize("name", [*METHODS, "RandomCAM"])
+def test_a_subclass_may_use_any_name_that_is_free_there(name: str) -> None:
+    """Such as `layers`, `engine` or `options`: what the drop-in needs besides begins with an underscore."""
+    model, x = seeded(Net), images(1, 3, 16, 16)
+    ours, theirs = (getattr(m, name)(model, [model.third]) for m in (compat, peer))
+    assert {attribute for attribute in dir(ours) if not attribute.startswith("_")} <= {*dir(theirs)} | added | {
+        "batch_size"
+    }
+    expected = ours(x)
+    for attribute in ("cuda", "device", "layers", "engine", "options", "bound", "given"):
+        setattr(ours, attribute, None)
+    assert np.array_equal(ours(x), expected)
+
+
 def test_calls_of_a_shared_layer_are_told_apart() -> None:
     class Twice(Net):
         def forward(self, x: Tensor) -> Tensor:
             a, b = (self.third(self.second(self.first(y))) for y in (x, x.flip(3)))
             return self.head((a + b).mean((2, 3)))
 
-    class Asking(compat.ScoreCAM):
+    class Asking(compat.AblationCAM):
         def get_cam_image(self, *given: Any) -> Any:
             asked.append(given[1])
             return super().get_cam_image(*given)
@@ -198,9 +212,10 @@ def test_calls_of_a_shared_layer_are_told_apart() -> None:
     asked: list[Any] = []
     model, x = seeded(Twice), images(2, 3, 16, 16)
     layers = [Layer("third", call=1), "third#0"]
-    found = Asking(model, layers)(x)
+    each = [compat.AblationCAM(model, [layer])(x) for layer in layers]
+    assert np.abs(each[0] - each[1]).max() > 0.1
+    assert np.allclose(Asking(model, layers)(x), compat.scale_cam_image((each[0] + each[1]) / 2), atol=1e-5)
     assert asked == layers
-    assert np.array_equal(found, compat.ScoreCAM(model, layers)(x))
 
 
 def step(name: str, returned: Any = None) -> dict[str, Any]:
