@@ -27,7 +27,7 @@ Read = Callable[[Any, Sequence[int]], Tensor]
 class _Open:
     """A call of the pass that has begun, with what was counted and kept before it, and the colours that it has met so far.
 
-    `told` is whether a module inside of it tells somebody else what it returns, and `attributes` is what its module held.
+    `told` is whether a module inside of it tells somebody else what it returns, or leaves something behind, and `attributes` is what its module held.
     """
 
     call: ModuleCall
@@ -92,18 +92,14 @@ class Recording:
         entry = self._open.pop()
         call = entry.call
         call.inside = self.counts - entry.before
+        left = not _same(call.module, entry.attributes)
         if self._open:
-            self._open[-1].told |= entry.told or has_others(call.module)
+            self._open[-1].told |= entry.told or left or has_others(call.module)
         tensors = tensors_of(output).values()
         colours = entry.colours | self.taint.colours(output)
         if call is not self._source:
             # What a call did that returned no tensor, that left something behind, or whose parts told somebody else is not known.
-            plain = (
-                bool(tensors)
-                and all(map(has_memory, tensors))
-                and not entry.told
-                and _same(call.module, entry.attributes)
-            )
+            plain = bool(tensors) and all(map(has_memory, tensors)) and not entry.told and not left
             if not plain or colours.bit_count() > self._most:
                 return
             self.colours[call.key] = colours
