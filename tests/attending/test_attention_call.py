@@ -9,8 +9,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from multicam import MulticamError, tokens
-from multicam.attending.attend import record_attention
+from multicam.attending.attend import attention, record_attention
 from multicam.attending.attentions import Attention
+from multicam.attending.between import flow_matrix
+from multicam.attending.flow import legrad, relevance, rollout
 
 
 class Joint(nn.Module):
@@ -228,3 +230,92 @@ def test_in_words(att: Attention) -> None:
     table = repr(att).splitlines()
     assert table[0].split() == ["attention", "source", "b", "heads", "q", "k", "queries", "->", "keys"]
     assert len(table) == 3
+
+
+class Gated(nn.Module):
+    """Attention, written out or of a kernel, to the places that are seen; where a query sees none, what comes of it is left out."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv, self.head = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 2)
+
+    def forward(self, image: Tensor, seen: Tensor) -> Tensor:
+        x = self.conv(image).flatten(2).mT
+        if self.fused:
+            found = F.scaled_dot_product_attention(*[x[:, None]] * 3, attn_mask=seen[:, None])[:, 0]
+        else:
+            found = (x @ x.mT / 8**0.5).masked_fill(~seen, -torch.inf).softmax(-1) @ x
+        return self.head((x + found.where(seen.any(2, keepdim=True), 0)).mean(1))
+
+
+@pytest.fixture
+def image() -> Tensor:
+    return torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_queries_that_see_no_key_are_zero_however_attention_is_written(image: Tensor) -> None:
+    seen = torch.ones(2, 4, 4, dtype=torch.bool)
+    seen[0, 1], seen[1, 2:] = False, False
+    kernel, written = (attention(Gated(fused).eval(), (image, seen), 0) for fused in (True, False))
+    assert not written[0].probs[0, 0, 1].any() and not written[0].weights[1, 0, 2:].any()
+    for ask in (
+        lambda att: att[0].probs,
+        lambda att: att[0].heatmap(value="grad*weights"),
+        lambda att: att[0].heatmap(query="mean"),
+        lambda att: relevance(att).matrix(1),
+        lambda att: rollout(att).matrix(0),
+        lambda att: legrad(att)["image"],
+        lambda att: flow_matrix(att).shares,
+    ):
+        found = ask(written)
+        assert found.isfinite().all() and found.any()
+        torch.testing.assert_close(found, ask(kernel), rtol=1e-4, atol=1e-6)
+
+
+def test_a_sample_of_which_no_query_sees_a_key_is_refused(image: Tensor) -> None:
+    seen = torch.ones(2, 4, 4, dtype=torch.bool)
+    seen[1] = False
+    att = attention(Gated(False).eval(), (image, seen), 0)
+    for ask in (
+        lambda: att[0].probs,
+        lambda: att[0].heatmap(),
+        lambda: rollout(att),
+        lambda: relevance(att),
+        lambda: flow_matrix(att),
+    ):
+        with pytest.raises(
+            MulticamError, match=r"attention '#0' is NaN or infinite in sample 1: .* leave that attention out"
+        ):
+            ask()
+
+
+def test_attention_to_what_is_nan_is_refused(image: Tensor) -> None:
+    seen = torch.ones(2, 4, 4, dtype=torch.bool)
+    broken = image.clone()
+    broken[1, 0, 0, 0] = torch.nan
+    for fused in (True, False):
+        att = attention(Gated(fused).eval(), (broken, seen))
+        with pytest.raises(MulticamError, match="attention '#0' is NaN or infinite in sample 1"):
+            rollout(att)
+        with pytest.raises(MulticamError, match="the score of sample 1 is NaN: input 'image' holds NaN in sample 1"):
+            attention(Gated(fused).eval(), (broken, seen), 0)
+    with record_attention(Gated(False), gradients=True) as recorded:
+        scores = recorded.model(image, seen)
+    with pytest.raises(MulticamError, match="the score is NaN, so nothing tells what it depends on"):
+        recorded.gradients(scores[:, 0] * torch.tensor([1.0, torch.nan]))
+
+
+def test_a_gradient_of_attention_that_is_not_finite_is_refused(image: Tensor) -> None:
+    att = attention(Gated(False).eval(), (image, torch.ones(2, 4, 4, dtype=torch.bool)), Root())
+    with pytest.raises(MulticamError, match="the gradient of the score by the probabilities of attention '#0' is"):
+        relevance(att)
+
+
+class Root:
+    """A score that is zero, and has no finite slope there."""
+
+    def __call__(self, output: Tensor) -> Tensor:
+        return (output[:, 0] - output[:, 0].detach()).abs().sqrt()

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
-from torch import Tensor
+from torch import Tensor, nn
 
 from multicam import Inputs, MulticamError
-from multicam.call.baselines import BLUR, baselines
+from multicam.call.baselines import BLUR, baselines, references_of
 from multicam.chance import normal, value_range
 
 
@@ -126,3 +126,23 @@ def test_the_spread_of_each_sample() -> None:
     x = torch.tensor([[[[1.0, 5.0]]], [[[-2.0, -2.0]]]])
     assert value_range(x).tolist() == [[[[4.0]]], [[[0.0]]]]
     assert value_range(x.to(torch.complex64)).shape == (2, 1, 1, 1)
+
+
+def test_what_is_not_finite_stands_for_nothing_only_in_an_input_that_holds_such() -> None:
+    x = torch.rand(2, 1, 4, 4)
+    missing = x.index_fill(3, torch.tensor([1]), torch.nan)
+    for baseline in (float("nan"), float("inf"), torch.full((4, 4), float("nan"))[None]):
+        with pytest.raises(
+            MulticamError, match="the baseline of input 'x' holds NaN or infinite values in float32, and the input none"
+        ):
+            baselines(Inputs(x=x), ["x"], baseline)
+        assert not baselines(Inputs(x=missing), ["x"], baseline)["x"].isfinite().any()
+    with pytest.raises(MulticamError, match="holds NaN or infinite values in float16"):
+        baselines(Inputs(x=x.half()), ["x"], 1e6)
+    for word in ("mean", "blur"):
+        with pytest.raises(
+            MulticamError, match=f"the baseline '{word}' of input 'x' is not finite, because the input holds NaN"
+        ):
+            baselines(Inputs(x=missing), ["x"], word)
+    with pytest.raises(MulticamError, match="a reference of input 'input' holds NaN or infinite values"):
+        references_of(nn.Flatten(), Inputs(x).bind(nn.Flatten()), missing, ["input"])

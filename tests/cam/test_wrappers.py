@@ -200,6 +200,17 @@ def test_the_finer_score_by_hand() -> None:
     torch.testing.assert_close(pinned.take([1, 1, 0])(logits[[1, 1, 0]]), torch.tensor(expected)[[1, 1, 0]])
 
 
+def test_the_finer_score_leaves_out_classes_that_are_masked() -> None:
+    logits = torch.tensor([[1.0, 4.0, 3.5, 0.0]], requires_grad=True)
+    masked = torch.cat([logits, torch.full((1, 2), -torch.inf)], 1)
+    scores = [FinerScore(ClassScore(1), 0.5, (1, 2, 3)).pin(x)(x) for x in (logits, masked)]
+    assert torch.equal(*scores)
+    assert torch.equal(*(torch.autograd.grad(s.sum(), logits)[0] for s in scores))
+    chosen = FinerScore(ClassScore(1), 0.5, (1, 2, 3, 4)).pin(masked)  # one of them is among the chosen
+    assert torch.equal(chosen(masked), scores[0])
+    assert torch.autograd.grad(chosen(masked).sum(), logits)[0].isfinite().all()
+
+
 def test_refine_cam_keeps_what_all_layers_agree_on() -> None:
     """Signed: positive where all are positive, negative where all are negative, else nothing."""
     model, x = net(), photos()

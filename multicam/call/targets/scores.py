@@ -219,6 +219,7 @@ class SegmentationScore:
         empty = (~(region >= 0).flatten(1).all(1) | (region == 0).flatten(1).all(1)).nonzero().flatten().tolist()
         if empty:
             why = "the model calls nothing this class" if self.mask is None else "it has no cell, or negative weights"
+            why = "the model's output is NaN; look for NaN in the inputs" if logits[empty[0]].isnan().any() else why
             raise MulticamError(f"no region to explain for class {self.index} in sample {empty[0]}: {why}")
         return region
 

@@ -145,6 +145,10 @@ def test_queries_by_value() -> None:
             lambda: SegmentationScore(0)(DENSE * torch.tensor([0.0, 1.0]).view(1, 2, 1, 1)),
             "calls nothing this class",
         ),
+        (
+            lambda: SegmentationScore(0)(DENSE * torch.nan),
+            "class 0 in sample 0: the model's output is NaN; look for NaN",
+        ),
         (lambda: SegmentationScore(0)({"out": DENSE}), r"returns a dict.*'out' \(2, 2, 2, 2\)"),
         (lambda: QueryScore(0)(DENSE), r"needs an output \(b queries classes\), but it is \(2, 2, 2, 2\)"),
         (lambda: QueryScore(0, query=5)(DENSE[0]), "target query 5 does not exist: the output has queries 0 to 1"),
