@@ -144,7 +144,8 @@ class Spec:
         laid = torch.as_tensor(canvas_map).detach().float()
         if laid.ndim != 3 or tuple(laid.shape[1:]) != (self.height, self.width):
             raise MulticamError(
-                f"a map on the canvas has shape (b, {self.height}, {self.width}), given is {tuple(laid.shape)}"
+                f"a map on the canvas has shape (b, {self.height}, {self.width}), given is {tuple(laid.shape)}; one on the grid of a layer is "
+                "resized to its input by torch.nn.functional.interpolate(map[:, None], size, mode='bilinear'), or mode='trilinear'"
             )
         return {slot.name: resized(laid, slot.size) for slot in self.slots}
 

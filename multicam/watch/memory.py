@@ -132,7 +132,7 @@ class Memory:
         try:
             with saved_tensors_hooks(self.keep, Kept.unpacked):
                 yield
-        except RuntimeError as error:
+        except (RuntimeError, MulticamError) as error:
             self._known.transforms = _refuses_hooks(error)
             raise
 
@@ -230,13 +230,13 @@ def retried(run: Callable[[], T]) -> T:
     """What `run` returns; once more where a pass in it must do without `Memory.saving`, which its memory knows by then."""
     try:
         return run()
-    except RuntimeError as error:
+    except (RuntimeError, MulticamError) as error:
         if not _refuses_hooks(error):
             raise
     return run()
 
 
-def _refuses_hooks(error: RuntimeError) -> bool:
+def _refuses_hooks(error: Exception) -> bool:
     """Whether an error says that `torch.func` runs under no hooks of saved tensors."""
     return "saved tensor hooks" in str(error)
 

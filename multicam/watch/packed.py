@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,15 @@ from multicam.call.inputs import Inputs
 from multicam.call.packing import Spec
 from multicam.call.scorer import OutputLike, select_output
 from multicam.errors import MulticamError
+from multicam.watch.checkpoints import Recomputed, running
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
 from multicam.watch.memory import retried
 from multicam.watch.reshape import as_it_is, positions
 from multicam.watch.rows import settled
 from multicam.watch.undisturbed import module_by_module, undisturbed, unwrapped
 
+FLAT = 4  # axes of what a tool with a canvas of rows and columns can lay on it: samples, channels, rows and columns
+TURN_OFF = "turn it off, as with model.gradient_checkpointing_disable() or model.set_grad_checkpointing(False)"
 FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer)  # without a graph they call none of their parts
 
 
@@ -104,7 +108,10 @@ class PackedModel(nn.Module):
         Raises:
             MulticamError: If that cannot be told.
         """
-        held = self.inputs
+        here, home = packed.device, self._packed.device
+        held = self.inputs.map(
+            lambda _, leaf: leaf.to(here) if isinstance(leaf, Tensor) and leaf.device == home else leaf
+        )
         images = {slot.name for slot in self.spec.slots}
         if not held.alike(*images):
             held = held.take(self._samples(packed))
@@ -132,12 +139,15 @@ class PackedModel(nn.Module):
         return self.spec.maps(canvas_map)
 
     def forward(self, packed: Float[Tensor, "b c h w"]) -> Any:
-        """What the model returns for the packed inputs, bit for bit (the part that `output` names).
+        """What the model returns for the packed inputs in evaluation mode (the part that `output` names).
 
-        Bit for bit means: as the model does in evaluation mode while none of its parameters requires a gradient. PyTorch
-        multiplies tokens that are not contiguous with a weight by one product where the weight requires a gradient, also
-        under `torch.no_grad()`, and by one for each sample where it does not, so the last bits may differ from a pass of a
-        trainable model: compare after `model.requires_grad_(False)`.
+        Without a graph (`torch.no_grad()`, `torch.inference_mode()`) it is the model's own output, bit for bit; only a tap inside of an
+        `nn.TransformerEncoder` keeps it from its fused path, which calls none of its layers. With a graph no parameter requires a
+        gradient, for which PyTorch may multiply by other kernels: then it is the output of the model after
+        `model.requires_grad_(False)`, bit for bit but for fused paths, and that of a trainable model up to rounding.
+
+        Raises:
+            MulticamError: If a tap or the packed tensor does not fit the model or the tool.
         """
         if not isinstance(packed, Tensor):
             raise MulticamError(f"a PackedModel takes packed.pack(inputs), one tensor, not a {type(packed).__name__}")
@@ -165,28 +175,51 @@ class PackedModel(nn.Module):
 
     def _run(self, packed: Tensor) -> Any:
         call = self.unpack(packed)
+        graph, training = torch.is_grad_enabled(), any(module.training for module in self.model.modules())
         # What a backward pass needs depends on where the graph starts.
         taps = zip(self._taps.names, self._taps.layers, strict=True)
         start = tuple((name, layer.call, layer.pick) for name, layer in taps), packed.requires_grad
-        kind = ("packed", start, torch.is_grad_enabled(), repr(call))
         with (
-            undisturbed(self.model, graph=None, part=kind) as memory,
+            undisturbed(self.model, graph=None, part=("packed", start, graph, training, repr(call))) as memory,
             memory.saving(),
             module_by_module() if self._inside_fused else nullcontext(),
-            self._taps.observe(packed.shape[0], self._through_tap),
+            self._taps.observe(packed.shape[0], partial(self._through_tap, graph)),
+            Recomputed() if graph and memory.watched else nullcontext() as recomputed,
         ):
-            return call.run(self.model)
+            returned = call.run(self.model)
+            if recomputed and (recomputed.reentrant or (recomputed.found and training)):
+                raise MulticamError(
+                    f"parts of {type(self.model).__name__} run once more during the backward pass (torch.utils.checkpoint), which a tool "
+                    f"runs by itself: {'in training mode' if training else 'their parameters would get gradients'}; {TURN_OFF}"
+                )
+            return returned
 
-    def _through_tap(self, i: int, tap: Tap, x: Tensor) -> Tensor:
+    def _through_tap(self, graph: bool, i: int, tap: Tap, x: Tensor) -> Tensor:
         assert tap.reshape is not None
-        source = x.clone()
-        if torch.is_grad_enabled() and not source.requires_grad:
-            source = source.detach().requires_grad_()
+        if graph and running():
+            raise MulticamError(
+                f"layer {tap.label!r} is in a part of the model that runs once more during the backward pass (torch.utils.checkpoint), "
+                f"without the tap; {TURN_OFF}"
+            )
+        source = x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_()
         seen = tap.reshape(source)
         # Looked up anew on every pass, because AblationCAM exchanges the module in the list.
-        passed = self.taps[i](seen if seen.dtype == torch.float64 else seen.float())
-        onward: Tensor = passed.to(x.dtype).clone()
+        module = self.taps[i]
+        if seen.ndim != FLAT and any(_is_of_pytorch_grad_cam(hook) for hook in module._forward_hooks.values()):
+            raise MulticamError(
+                f"pytorch-grad-cam lays maps of rows and columns on the packed tensor, but the grid of layer {tap.label!r} is "
+                f"{' x '.join(map(str, seen.shape[2:]))}: take the methods of multicam, or of multicam.compat by the same names, on the model "
+                "itself; captum's LayerGradCam or torchcam's GradCAM, whose maps stay on the grid; or one slice of it, as in "
+                f"Layer({tap.label!r}, reshape=lambda x: x[:, :, 0])"
+            )
+        # Copies, forward and backward: tools detach in place what they see here, which views cannot be.
+        passed = module((seen * 1).to(torch.promote_types(seen.dtype, torch.float32)))
+        onward: Tensor = passed.to(x.dtype) * 1
         if tap.reshape is as_it_is:
             return onward
         where = positions(tap.reshape, x)
         return source.flatten().scatter(0, where.flatten(), onward.flatten()).reshape(x.shape)
+
+
+def _is_of_pytorch_grad_cam(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).partition(".")[0] == "pytorch_grad_cam"

@@ -1,6 +1,9 @@
 """The proxy: any structure of inputs, bit for bit the model's own output, and taps that any engine can hook."""
 
+import copy
+import pickle
 from collections import OrderedDict, UserDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -293,3 +296,85 @@ def test_our_own_engine_runs_on_the_proxy_too() -> None:
     packed = PackedModel(model, inputs)
     found = HiResCAM(packed, "model.rgb")(packed.pack(inputs), 1, signed=True)
     assert torch.allclose(found, HiResCAM(model, Layer("rgb", onto="rgb"))(inputs, 1, signed=True), atol=1e-6)
+
+
+class Encoded(nn.Module):
+    """A photo through an encoder of PyTorch's own, whose fused path calls none of its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 3)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, photo: Tensor, padding: Tensor) -> Tensor:
+        tokens = self.encoder(self.patches(photo).flatten(2).mT, src_key_padding_mask=padding)
+        return self.head(tokens)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_the_fused_path_is_taken_where_the_model_takes_it_and_no_tap_is_inside() -> None:
+    model = seeded(Encoded)
+    inputs = Inputs(RGB, torch.arange(16) >= torch.tensor([[9], [12]]))  # the fused path cuts them off
+    packed = PackedModel(model, inputs, "patches")
+    with torch.no_grad():
+        assert torch.equal(packed(packed.pack(inputs)), inputs.run(model))
+    unfused = packed(packed.pack(inputs))
+    torch.testing.assert_close(unfused, inputs.run(model))
+    packed = PackedModel(model, inputs, [Layer("encoder.layers.1", reshape=tokens(4, 4))])
+    kept = hooked(packed)
+    with torch.no_grad():
+        found = packed(packed.pack(inputs))
+    torch.testing.assert_close(found, unfused)  # of all tokens
+    assert len(kept) == 1
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_held_leaves_follow_the_packed_tensor_to_another_device() -> None:
+    """The meta device stands for a GPU here: it takes no tensor of another."""
+    model = seeded(Captioned)
+    inputs = Inputs(torch.rand(1, 3, 8, 8), torch.randint(0, 50, (1, 7)), mask=torch.ones(1, 7))
+    packed = PackedModel(copy.deepcopy(model), inputs, "image", output="logits")
+    x = packed.pack(inputs)
+    packed.to("meta")
+    assert packed(x.to("meta")).device.type == "meta"
+    assert packed(x.to("meta").repeat(3, 1, 1, 1)).shape == (3, 3)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda packed: pickle.loads(pickle.dumps(packed))],
+                         ids=["copied", "pickled"])  # fmt: skip
+def test_a_copy_is_a_proxy_of_its_own_model(copied: Callable[[PackedModel], PackedModel]) -> None:
+    model, inputs = seeded(Fusion), fusion_inputs()
+    packed = PackedModel(model, inputs, ["rgb", "attn"])
+    x = packed.pack(inputs)
+    expected = packed(x)
+    other = copied(packed)
+    kept = hooked(other)
+    assert torch.equal(other(x), expected)
+    assert len(kept) == 2
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.mul_(2)
+    assert not torch.allclose(other(x), expected)
+    assert torch.equal(packed(x), expected)
+
+
+def test_what_a_tap_shows_and_gets_can_be_detached_in_place() -> None:
+    """As pytorch-grad-cam does with what it kept; views cannot."""
+    model, inputs = seeded(Fusion), fusion_inputs()
+    packed = PackedModel(model, inputs, ["rgb", "attn"])
+    kept = hooked(packed)
+    scores = packed(packed.pack(inputs))
+    for x in (*torch.autograd.grad(scores[:, 1].exp().sum(), kept, create_graph=True), *kept):
+        x.detach_()
+        assert not x.requires_grad
+
+
+def test_the_flags_of_the_proxy_are_its_own() -> None:
+    model, inputs = seeded(Fusion).train(), fusion_inputs()
+    packed = PackedModel(model, inputs, "rgb")
+    assert packed.eval() is packed
+    assert model.training
+    assert not packed.train(False).training
+    packed(packed.pack(inputs))
+    assert all(module.training for module in model.modules())

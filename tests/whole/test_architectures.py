@@ -1,6 +1,7 @@
 """Real architectures with several inputs, unedited: the same bits through the proxy, and a map for every image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -27,6 +28,12 @@ def bits(output: Any) -> dict[str, Tensor]:
     return {path: leaf.detach() for path, leaf in leaves(output).items() if isinstance(leaf, Tensor)}
 
 
+def assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for path, tensor in expected.items():
+        torch.testing.assert_close(found[path], tensor, rtol=0, atol=0, equal_nan=True, msg=path)
+
+
 @every_architecture
 @pytest.mark.parametrize("tapped", [False, True], ids=["plain", "tapped"])
 def test_the_proxy_returns_the_models_own_bits(name: str, tapped: bool) -> None:
@@ -35,9 +42,29 @@ def test_the_proxy_returns_the_models_own_bits(name: str, tapped: bool) -> None:
     own = run(lambda: case.inputs.run(case.model))
     through = run(lambda: packed(packed.pack(case.inputs)))
     assert type(through) is type(own)
-    assert bits(through).keys() == bits(own).keys()
-    for path, tensor in bits(own).items():
-        torch.testing.assert_close(bits(through)[path], tensor, rtol=0, atol=0, equal_nan=True, msg=path)
+    assert_same_bits(bits(through), bits(own))
+
+
+@contextmanager
+def trainable(model: nn.Module) -> Iterator[None]:
+    model.requires_grad_(True)
+    try:
+        yield
+    finally:
+        model.requires_grad_(False)
+
+
+@every_architecture
+def test_the_bits_of_a_trainable_model_are_its_own_without_a_graph_and_those_of_a_frozen_one_with(name: str) -> None:
+    """PyTorch multiplies by other kernels where a weight requires a gradient, whether a graph is made or not."""
+    case = ARCHITECTURES[name]()
+    packed = PackedModel(case.model, case.inputs, list(case.layers.values()))
+    frozen = bits(run(lambda: case.inputs.run(case.model)))
+    with trainable(case.model):
+        assert_same_bits(bits(run(lambda: packed(packed.pack(case.inputs)))), frozen)
+        with torch.no_grad():
+            own = bits(run(lambda: case.inputs.run(case.model)))
+            assert_same_bits(bits(run(lambda: packed(packed.pack(case.inputs)))), own)
 
 
 @every_architecture
