@@ -37,7 +37,7 @@ class Mixing:
         >>> model = nn.Bilinear(2, 2, 1, bias=False)
         >>> inputs = Inputs(torch.rand(3, 2), torch.rand(3, 2)).bind(model)
         >>> parts, read = [["input1"], ["input2"]], lambda output, samples: output[:, 0]
-        >>> mixing = Mixing(model, inputs, parts, read, 2, Singly(model, inputs, parts, read))
+        >>> mixing = Mixing(model, inputs, parts, read, 2, Singly(model, inputs, parts, read, 2))
         >>> scores = mixing([[0, 0], [1, 2]], [0, 0])  # the second input of sample 1, then that of sample 2
         >>> x, y = inputs.args
         >>> torch.allclose(scores, model(x[[0, 0]], y[[1, 2]])[:, 0])
@@ -106,7 +106,7 @@ class Mixing:
                     recording.taint.mark(leaf, colours=1 << self._part[name])
                 elif isinstance(leaf, Tensor):
                     recording.taint.know([leaf])
-            with recording.watch():
+            with recording.watch(memory):
                 output = memory.call.run(self._model)
             self._read(output, range(self._batch))  # refuses what is no score of so many rows
             output = rebuild(output, lambda _, x: memory.apart(x))
@@ -125,8 +125,12 @@ class Mixing:
         return sources[seen.bit_length() - 1] if seen else None
 
     def _call(self, sources: Sequence[Sequence[int]]) -> Inputs:
-        taken = [self._inputs.take(rows).leaves for rows in sources]
-        changed = {name: taken[i][name] for name, i in self._part.items() if i < self._count}
+        leaves = self._inputs.batched
+        changed = {
+            name: leaves[name][torch.as_tensor(sources[i], device=leaves[name].device)]
+            for name, i in self._part.items()
+            if i < self._count
+        }
         return self._inputs.take(sources[-1]).replace(changed)
 
     def _short(self, sources: Sequence[Sequence[int]]) -> Float[Tensor, " n"]:

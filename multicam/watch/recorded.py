@@ -4,7 +4,7 @@ Replays and mixing stand on it. A record says what each call of a module returne
 is believed only where a full pass, with other values and another number of rows, returns the same again.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from multicam.call.tree import rebuild
 from multicam.watch.attributes import Attributes
 from multicam.watch.hooks import has_others
-from multicam.watch.memory import has_memory
+from multicam.watch.memory import Kept, Memory, has_memory
 from multicam.watch.module_calls import Key, ModuleCall, Rows, every_call, rounding, tensors_of
 from multicam.watch.taint import Taint
 
@@ -56,7 +56,8 @@ class Recording:
         self._model, self._most = model, most
         self.taint = Taint()
         self.taint.know([*model.parameters(), *Attributes(model.modules()).tensors.values()])
-        self.taint.touched = self._touched
+        self.taint.touched, self.taint.writing = self._touched, self._written
+        self._values: dict[int, list[Kept]] = defaultdict(list)  # by memory
         self.calls: dict[Key, ModuleCall] = {}
         self.colours: dict[Key, int] = {}
         self.counts: Counter[int] = Counter()
@@ -65,11 +66,14 @@ class Recording:
         self._source: ModuleCall | None = None
 
     @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Record the pass that runs during the block."""
+    def watch(self, memory: Memory) -> Iterator[None]:
+        """Record the pass that runs during the block, in which `memory` is put back."""
         with every_call(self._model, self._begin, self._end), self.taint:
             yield
+        for call in self._kept:
+            call.output = rebuild(call.output, lambda _, x: memory.apart(x.value) if isinstance(x, Kept) else x)
         self.calls = {call.key: call for call in self._kept}
+        self._values.clear()
 
     def start_at(self, x: Tensor, module: nn.Module) -> ModuleCall | None:
         """Mark a part of what `module` is about to return.
@@ -104,8 +108,19 @@ class Recording:
                 return
             self.colours[call.key] = colours
         del self._kept[entry.first :]  # what ran inside of it never runs again
-        call.output = rebuild(output, lambda _, x: x.detach().clone() if isinstance(x, Tensor) else x)
+        call.output = rebuild(output, lambda _, x: self._value(x) if isinstance(x, Tensor) else x)
         self._kept.append(call)
+
+    def _value(self, x: Tensor) -> Kept:
+        """The values that a tensor has now; they are copied when something is about to write into them."""
+        kept = Kept(x)
+        self._values[x.untyped_storage()._cdata].append(kept)
+        return kept
+
+    def _written(self, x: Tensor) -> None:
+        if has_memory(x):
+            for kept in self._values.pop(x.untyped_storage()._cdata, ()):
+                kept.copy()
 
     def _touched(self, colours: int) -> None:
         # Whatever happens inside of a call may find its way out of it unseen.

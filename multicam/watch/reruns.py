@@ -103,7 +103,7 @@ class Reruns:
                 if isinstance(leaf, Tensor):
                     recording.taint.mark(leaf) if name in self._names else recording.taint.know([leaf])
             # In this order: who comes last is told first, and the record is of what the layer is told to return.
-            with recording.watch(), self._taps.observe(self.copies, source):
+            with recording.watch(memory), self._taps.observe(self.copies, source):
                 output = memory.call.run(self._model)
             scores = self._read(output, self.copies)
         self._calls = recording.calls

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
 from multicam.call.tree import rebuild
-from multicam.errors import out_of_memory
+from multicam.errors import MulticamError, out_of_memory
 from multicam.watch.module_calls import Key, ModuleCall, confirmed, every_call, rounding, skipping, within
 from multicam.watch.plans import Plan, kind_of, plans_of
 from multicam.watch.recorded import Confirming, Read, Recording
@@ -30,6 +30,10 @@ def part_of(inputs: Inputs, parts: Parts) -> dict[str, int]:
     """The number of the part that each input with a row for each sample belongs to; what is of none comes last, as a part of its own."""
     named = {name: i for i, names in enumerate(parts) for name in names}
     return {name: named.get(name, len(parts)) for name in (*inputs.batched, *inputs.listed)} | named
+
+
+def _returned(call: ModuleCall) -> Any:
+    return rebuild(call.output, lambda _, x: x.clone() if isinstance(x, Tensor) else x)
 
 
 @dataclass(eq=False)
@@ -62,18 +66,19 @@ class Singly:
         inputs: The call, bound to the model.
         parts: Names of inputs that are taken from one row together. All other inputs belong to a row's own.
         read: From an output, and the row of the call that each of its rows belongs to, to scores.
+        samples: How many rows the model is known to run.
 
     Example:
         >>> model = nn.Bilinear(2, 2, 1, bias=False)
         >>> inputs = Inputs(torch.rand(2, 2), torch.rand(2, 2)).bind(model)
-        >>> mixing = Singly(model, inputs, [["input1"], ["input2"]], lambda output, rows: output[:, 0])
+        >>> mixing = Singly(model, inputs, [["input1"], ["input2"]], lambda output, rows: output[:, 0], 2)
         >>> x, y = inputs.args
         >>> torch.allclose(mixing([[0], [1]], [0]), model(x[[0]], y[[1]])[:, 0])
         True
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs, parts: Parts, read: Read) -> None:
-        self._model, self._inputs, self._read = model, inputs, read
+    def __init__(self, model: nn.Module, inputs: Inputs, parts: Parts, read: Read, samples: int) -> None:
+        self._model, self._inputs, self._read, self._samples = model, inputs, read, samples
         self._part = part_of(inputs, parts)
         self._count = len(parts)
         self._copies = 1
@@ -106,21 +111,23 @@ class Singly:
             parts: For each part the row that each row takes it from.
             samples: The row of the call that each row belongs to, whose other inputs it has.
         """
-        rows = [tuple(each) for each in zip(*parts, strict=True)] or [()] * len(samples)
-        return torch.stack([self._score(row, of) for row, of in zip(rows, samples, strict=True)])
+        mixed = [tuple(each) for each in zip(*parts, strict=True)] or [()] * len(samples)
+        rows = [self._row(row, of) for row, of in zip(mixed, samples, strict=True)]
+        left = [row for row in dict.fromkeys(rows) if len({*row}) > 1 and row not in self._scores]
+        if left and not self._proved:
+            self._prove(left[0])
+        self._run([row for row in left if row not in self._scores])
+        return torch.stack([self._scores[row] if row in self._scores else self.score_of(row[-1]) for row in rows])
 
-    def _score(self, row: tuple[int, ...], of: int) -> Tensor:
+    def _row(self, sources: Sequence[int], of: int) -> tuple[int, ...]:
+        """Where a row takes each part from, and the row whose other inputs it has; all the same where it is a row of the call."""
         self._source(of)  # before all others: its output decides what the target chooses
-        # What the score does not depend on may come from the row itself, and what is left may be a row of the call.
-        row = (*(source if used else of for source, used in zip(row, self.used, strict=True)), of)
-        ends = {*row[:-1]} or {of}
-        if len(ends) == 1 and self._same_own(next(iter(ends)), of):
-            return self.score_of(next(iter(ends)))
-        if not self._proved:
-            self._prove(row)
-        if row not in self._scores:
-            self._scores[row] = self._short(row) if self._holds else self._full(row, None)
-        return self._scores[row]
+        # What the score does not depend on may come from the row itself.
+        row = (*(source if used else of for source, used in zip(sources, self.used, strict=True)), of)
+        ends = {source for source, used in zip(sources, self.used, strict=True) if used}
+        if len(ends) == 1 and self._same_own(end := next(iter(ends)), of):
+            return (end,) * len(row)
+        return row
 
     def _same_own(self, row: int, of: int) -> bool:
         """Whether two rows are the same in all that is not mixed."""
@@ -128,11 +135,6 @@ class Singly:
         return row == of or all(
             torch.equal(leaf[row], leaf[of]) for name, leaf in leaves.items() if self._part[name] == self._count
         )
-
-    @property
-    def _holds(self) -> bool:
-        """Whether something of the record need not run again."""
-        return any(source.calls for source in self._sources.values())
 
     # Passes of one row of the call
 
@@ -145,9 +147,9 @@ class Singly:
         return self._sources[row]
 
     def _recorded(self, row: int) -> Source:
-        """The pass of a row, with what each call of a module depends on."""
+        """The pass of a row, with what each call of a module depends on; copies of it, where the model does not run so few rows."""
         failed: Exception | None = None
-        for copies in {self._copies, 2}:
+        for copies in sorted({self._copies, 2, self._samples}):
             recording = Recording(self._model, most=1)
             try:
                 with undisturbed(self._model, graph=False, call=self._rows(row, copies), part="record") as memory:
@@ -156,21 +158,27 @@ class Singly:
                             recording.taint.mark(leaf, colours=1 << self._part[name])
                         elif isinstance(leaf, Tensor):
                             recording.taint.know([leaf])
-                    with recording.watch():
+                    with recording.watch(memory):
                         output = memory.call.run(self._model)
                     self._read(output, [row] * copies)  # refuses what is no score of so many rows
                     used = recording.taint.colours(output)
                     output = rebuild(output, lambda _, x: memory.apart(x))
             except Exception as error:
-                if out_of_memory(error) or copies == 2:
-                    raise (failed or error) from None
-                failed = error
+                if out_of_memory(error):
+                    raise
+                failed = failed or error
                 continue
             self._copies = copies
             inside = {key: call.inside for key, call in recording.calls.items()}
             plan = Plan(recording.colours, inside, used, recording.counts)
             return Source(output, recording.calls, plan, bool(recording.taint.escaped))
-        raise AssertionError
+        # Where it does not run the call as it is, either, that is what is to be told.
+        with undisturbed(self._model, graph=False, call=self._inputs.take(range(self._samples)), part="whole") as memory:
+            memory.call.run(self._model)
+        raise MulticamError(
+            f"{type(self._model).__name__} runs {self._samples} samples, but not one of them alone or copies of it, which shares of its own need: "
+            f"{failed}"
+        ) from failed
 
     def _taken(self, row: int, plan: Plan) -> Source | None:
         """The same by a plan; None where the pass is of another kind after all."""
@@ -197,32 +205,30 @@ class Singly:
         return Source(output, calls, plan, False) if counts == plan.counts else None
 
     def _rows(self, row: int, copies: int) -> Inputs:
-        return self._inputs if self._inputs.batch == copies == 1 else self._inputs.take([row] * copies)
+        return self._inputs.own() if self._inputs.batch == copies == 1 else self._inputs.take([row] * copies)
 
     # Passes of mixed rows
 
     def _mixed(self, row: tuple[int, ...]) -> Inputs:
         by_source = {source: self._rows(source, self._copies).leaves for source in {*row}}
+        # Copies, which a model may write into.
         changed = {name: by_source[row[i]][name] for name, i in self._part.items() if i < self._count}
         return self._rows(row[-1], self._copies).replace(changed)
 
-    def _full(self, row: tuple[int, ...], confirming: Confirming | None) -> Tensor:
-        with undisturbed(self._model, graph=False, call=self._mixed(row), part="full") as memory:
-            if confirming is None:
-                output = memory.call.run(self._model)
-            else:
-                with confirming.watch():
-                    output = memory.call.run(self._model)
-            return self._read(output, [row[-1]] * self._copies)[0]
+    def _full(self, row: tuple[int, ...], confirming: Confirming) -> Tensor:
+        with undisturbed(self._model, graph=False, part="full"), confirming.watch():
+            return self._read(self._mixed(row).run(self._model), [row[-1]] * self._copies)[0]
 
-    def _short(self, row: tuple[int, ...]) -> Tensor:
-        calls = self._calls(row)
-        with undisturbed(self._model, graph=False, call=self._mixed(row), part=("short", len(calls))) as memory:
-            with skipping(
-                calls, lambda call: rebuild(call.output, lambda _, x: x.clone() if isinstance(x, Tensor) else x)
-            ):
-                output = memory.call.run(self._model)
-            return self._read(output, [row[-1]] * self._copies)[0]
+    def _run(self, rows: Sequence[tuple[int, ...]]) -> None:
+        """Score rows, by the record as far as it holds."""
+        if not rows:
+            return
+        with undisturbed(self._model, graph=False, part=("short", len(self._calls(rows[0])))) as memory:
+            for row in rows:
+                with skipping(self._calls(row), _returned):
+                    output = self._mixed(row).run(self._model)
+                self._scores[row] = self._read(output, [row[-1]] * self._copies)[0]
+                memory.rewind()
 
     def _calls(self, row: tuple[int, ...]) -> dict[Key, ModuleCall]:
         """The calls that a mixed row takes from the record: of each source those that depend on a part which the row takes from it.
@@ -255,15 +261,17 @@ class Singly:
             source.calls = {
                 key: call for key, call in source.calls.items() if key in confirming.calls or key not in recorded
             }
-        self._proved, self._scores[row] = True, expected
+        self._proved = True
         share = max([confirming.rounding, *map(rounding, [*self._model.parameters(), expected])])
         size = torch.stack([expected, *map(self.score_of, self._sources)]).abs().max()
         try:
-            agrees = not self._holds or within(self._short(row), expected, float(share * size))
+            self._run([row])
+            agrees = within(self._scores[row], expected, float(share * size))
         except Exception as error:
             if out_of_memory(error):
                 raise
             agrees = False
+        self._scores[row] = expected
         if agrees:
             self._remember()
             return

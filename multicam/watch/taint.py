@@ -40,6 +40,7 @@ class Taint(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._marked = 0  # all colours that were given
         self.touched: Callable[[int], None] = lambda colours: None  # called for every operation on something marked
+        self.writing: Callable[[Tensor], None] = lambda x: None  # called with what an operation is about to write into
         self._memory: dict[int, int] = {}
         self._addresses: dict[int, StorageWeakRef] = {}  # while they are there, no other memory has the address
         self._escaped = 0
@@ -102,13 +103,19 @@ class Taint(TorchDispatchMode):
             return self._higher(func, args, kwargs)
         made_here = func is torch.ops.aten.lift_fresh.default  # of numbers of Python's
         colours = self._escaped | (0 if made_here else self._held((args, kwargs)))
+        written = [
+            x
+            for place, name in written_arguments(func)
+            for x in tree_leaves(args[place] if place < len(args) else kwargs.get(name))
+            if isinstance(x, Tensor)
+        ]
+        for x in written:
+            self.writing(x)
         returned = func(*args, **kwargs)
         if not colours:
             self._paint(returned, 0)
             return returned
-        self._paint(returned, colours)
-        for place, name in written_arguments(func):
-            self._paint(args[place] if place < len(args) else kwargs.get(name), colours)
+        self._paint([returned, written], colours)
         leaked = any(
             isinstance(x, bool | int | float | complex) or (isinstance(x, Tensor) and not has_memory(x))
             for x in tree_leaves(returned)
