@@ -143,6 +143,30 @@ def test_a_baseline_that_does_is_advised_and_does(two: dict[str, Tensor]) -> Non
         mc.contribution(EmptyMask(), two, 0, references=dark(two))
 
 
+def test_players_at_fault_together_and_a_table(two: dict[str, Tensor]) -> None:
+    class Sum(nn.Module):
+        def forward(self, image: Tensor, table: Tensor) -> Tensor:
+            return torch.stack([(image.mean((1, 2, 3)) + table.mean(1)).log()] * 2, 1)
+
+    class Product(nn.Module):
+        def forward(self, image: Tensor, table: Tensor) -> Tensor:
+            return torch.stack([image.mean((1, 2, 3)) + table.log().sum(1)] * 2, 1)
+
+    given = {"image": two["rgb"], "table": torch.rand(2, 3) + 0.1}
+    told = "with input 'image' at its baseline 0.0 and input 'table' at its baseline 0.0 together the score of sample 0 is -inf"
+    with pytest.raises(MulticamError, match=told):
+        mc.contribution(Sum(), given, 0, players=["image", "table"])
+    for options in ({}, {"budget": 60}):
+        with pytest.raises(
+            MulticamError, match=r"input 'table' at its baseline 0.0 .* -inf: .*such as baseline=\{'table': 1.0\}"
+        ):
+            mc.region_contribution(Product(), given, 0, regions={"image": 3, "table": 3}, permutations=1, **options)
+    with pytest.raises(MulticamError, match=r"with regions of input 'table' at its baseline 0.0 the score"):
+        mc.region_contribution(Product(), given, 0, regions={"table": 2})
+    with pytest.raises(MulticamError, match=r"with input 'table' at its baseline 0.0 the score"):
+        mc.contribution(Product(), given, 0, players={"all": ["table", "image"]})
+
+
 def test_masks_of_channels(two: dict[str, Tensor]) -> None:
     """A channel that is the same everywhere masks everything."""
     for method in (mc.ScoreCAM, mc.SSCAM, mc.ISCAM):
@@ -183,14 +207,15 @@ def test_noise_that_leaves_the_domain(two: dict[str, Tensor]) -> None:
         road(Spread(), two, mc.Maps({"depth": torch.rand(2, 8, 8)}), 0, steps=2, noise=0.0)
 
 
+FEW: dict[Any, dict[str, int]] = {mc.RISE: {"masks": 16}, mc.SSCAM: {"samples": 2}, mc.ISCAM: {"steps": 2}}
 # Everything that explains a score, of a call that holds NaN itself.
 EXPLAIN: dict[str, Callable[[nn.Module, dict[str, Tensor]], Any]] = {
     **{f.__name__: lambda m, x, f=f: f(m, x, 0) for f in (
         mc.gradient, mc.input_x_gradient, mc.guided_backprop, mc.deconvnet, mc.smoothgrad, mc.vargrad, mc.integrated_gradients,
         mc.occlusion, mc.contribution, mc.region_contribution, mc.attention,
     )},
-    **{method.__name__: lambda m, x, method=method: method(m, LAYERS)(x, 0) for method in METHODS},
-    **{method.__name__: lambda m, x, method=method: method(m)(x, 0) for method in INPUT_METHODS},
+    **{method.__name__: lambda m, x, method=method: method(m, LAYERS, **FEW.get(method, {}))(x, 0) for method in METHODS},
+    **{method.__name__: lambda m, x, method=method: method(m, **FEW.get(method, {}))(x, 0) for method in INPUT_METHODS},
     "Augmented": lambda m, x: mc.Augmented(mc.GradCAM(m, LAYERS), ["rgb", "depth"])(x, 0),
     "SESS": lambda m, x: mc.SESS(mc.GradCAM(m, LAYERS), ["rgb", "depth"], scales=(1.0,))(x, 0),
     "RefineCAM": lambda m, x: mc.RefineCAM(mc.GradCAM(m, LAYERS))(x, 0),
