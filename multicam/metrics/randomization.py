@@ -222,7 +222,8 @@ def _randomize(model: nn.Module, stage: Stage, seed: int) -> None:
     module = model.get_submodule(path)
     # The module's place in the model: the same values whatever else is randomised.
     generator = seeded(seed, [other for other, _ in model.named_modules()].index(path))
-    before = {name: module.get_parameter(name).detach().clone() for name in names}
+    own = dict(module.named_parameters(recurse=False))  # TorchScript gives none by name
+    before = {name: own[name].detach().clone() for name in names}
     whole = len(names) == len(list(module.parameters(recurse=False))) and not any(module.children())
     if whole and hasattr(module, "reset_parameters"):
         # On the CPU, which has one generator to restore: the same values on every device.
@@ -233,7 +234,7 @@ def _randomize(model: nn.Module, stage: Stage, seed: int) -> None:
         module.load_state_dict(fresh.state_dict())
     with torch.no_grad():
         for name, values in before.items():
-            parameter = module.get_parameter(name)
+            parameter = own[name]
             if torch.equal(parameter, values):  # nothing reset it
                 shuffled = torch.randperm(values.numel(), generator=generator, device="cpu").to(values.device)
                 parameter.copy_(values.flatten()[shuffled].view(values.shape))

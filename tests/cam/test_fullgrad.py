@@ -366,3 +366,27 @@ def test_the_cost_is_a_pass_for_each_input_and_one_more() -> None:
     model.register_forward_hook(lambda *_: passes.append(1))
     FullGrad(model)(fusion_inputs(), 1)
     assert len(passes) == 3 + 1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("how", ["scripted", "traced", "a place for parameters"])
+def test_biases_that_nobody_sees_are_not_left_out(how: str) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 8, 8)
+
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept = nn.ParameterDict({"weight": torch.rand(4, 3, 1, 1), "bias": torch.rand(4)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv2d(x, self.kept["weight"], self.kept["bias"])
+
+    conv = nn.Conv2d(3, 4, 3)
+    layer = {"scripted": lambda: torch.jit.script(conv), "traced": lambda: torch.jit.trace(conv, x)}.get(how, Kept)()
+    model = nn.Sequential(layer, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for method in (FullGrad, CompleteFullGrad):
+        with pytest.raises(
+            MulticamError, match=r"FullGrad adds up what every bias brings, and .* runs layer '0.*' out of sight"
+        ):
+            method(model)(x, 1)

@@ -351,3 +351,23 @@ def test_a_branch_may_be_compiled() -> None:
     assert found.stages == ("rgb_head", "rgb.net.3", "rgb.net.1", "rgb.net.0")
     plain = parameter_randomization(seeded(Late), inputs, gradient, 1, within="rgb_head")
     torch.testing.assert_close(found.scores[0], plain.scores[0])
+
+
+def test_where_no_module_is_called_none_comes_last() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen = nn.functional.conv2d(x, self.stem.weight, self.stem.bias).relu().mean((2, 3))
+            return nn.functional.linear(seen, self.head.weight, self.head.bias)
+
+    model, x = seeded(Functional), torch.rand(2, 3, 8, 8)
+    with pytest.raises(
+        MulticamError, match=r"no module of Functional .* is called, .*explain the module that it was made of"
+    ):
+        parameter_randomization(model, x, gradient, 1)
+    found = parameter_randomization(model, x, gradient, 1, within="head")
+    assert found.stages == ("head",)
+    assert not torch.allclose(found.scores[0], found.before)
