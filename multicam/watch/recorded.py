@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class Recording:
         self.calls: dict[Key, ModuleCall] = {}
         self.colours: dict[Key, int] = {}
         self.counts: Counter[int] = Counter()
-        self._kept: list[ModuleCall] = []
+        self._kept: list[tuple[ModuleCall, dict[str, Kept]]] = []
         self._open: list[_Open] = []
         self._source: ModuleCall | None = None
 
@@ -70,9 +71,10 @@ class Recording:
         """Record the pass that runs during the block, in which `memory` is put back."""
         with every_call(self._model, self._begin, self._end), self.taint:
             yield
-        for call in self._kept:
-            call.output = rebuild(call.output, lambda _, x: memory.apart(x.value) if isinstance(x, Kept) else x)
-        self.calls = {call.key: call for call in self._kept}
+        for call, kept in self._kept:
+            values = {path: memory.apart(each.value) for path, each in kept.items()}
+            call.output = rebuild(call.output, partial(_exchanged, values))
+        self.calls = {call.key: call for call, _ in self._kept}
         self._values.clear()
 
     def start_at(self, x: Tensor, module: nn.Module) -> ModuleCall | None:
@@ -99,23 +101,21 @@ class Recording:
         left = not _same(call.module, entry.attributes)
         if self._open:
             self._open[-1].told |= entry.told or left or has_others(call.module)
-        tensors = tensors_of(output).values()
+        tensors = tensors_of(output)
         colours = entry.colours | self.taint.colours(output)
         if call is not self._source:
             # What a call did that returned no tensor, that left something behind, or whose parts told somebody else is not known.
-            plain = bool(tensors) and all(map(has_memory, tensors)) and not entry.told and not left
+            plain = bool(tensors) and all(map(has_memory, tensors.values())) and not entry.told and not left
             if not plain or colours.bit_count() > self._most:
                 return
             self.colours[call.key] = colours
         del self._kept[entry.first :]  # what ran inside of it never runs again
-        call.output = rebuild(output, lambda _, x: self._value(x) if isinstance(x, Tensor) else x)
-        self._kept.append(call)
-
-    def _value(self, x: Tensor) -> Kept:
-        """The values that a tensor has now; they are copied when something is about to write into them."""
-        kept = Kept(x)
-        self._values[x.untyped_storage()._cdata].append(kept)
-        return kept
+        # Their values now: they are copied when something is about to write into them.
+        kept = {path: Kept(x) for path, x in tensors.items()}
+        for each in kept.values():
+            self._values[each.value.untyped_storage()._cdata].append(each)
+        call.output = rebuild(output, lambda _, x: x)  # a model may write into a list
+        self._kept.append((call, kept))
 
     def _written(self, x: Tensor) -> None:
         if has_memory(x):
@@ -126,6 +126,10 @@ class Recording:
         # Whatever happens inside of a call may find its way out of it unseen.
         for entry in self._open:
             entry.colours |= colours
+
+
+def _exchanged(values: Mapping[str, Tensor], path: str, x: Any) -> Any:
+    return values.get(path, x)
 
 
 def _same(module: nn.Module, before: Mapping[str, Any]) -> bool:

@@ -82,12 +82,14 @@ class Singly:
         self._part = part_of(inputs, parts)
         self._count = len(parts)
         self._copies = 1
-        self._proved = False
         self._sources: dict[int, Source] = {}
         self._scores: dict[tuple[int, ...], Tensor] = {}
         self._plans = plans_of(model)
         kind = kind_of(model, inputs)
         self._kind = kind if kind is None else (tuple(map(tuple, parts)), kind)
+        plan = self._plans.get(self._kind)
+        # The recorded calls that a full pass confirmed, with what they depend on; None before it.
+        self._believed: dict[Key, int] | None = None if plan is None else plan.colours
 
     @cached_property
     def used(self) -> list[bool]:
@@ -114,7 +116,7 @@ class Singly:
         mixed = [tuple(each) for each in zip(*parts, strict=True)] or [()] * len(samples)
         rows = [self._row(row, of) for row, of in zip(mixed, samples, strict=True)]
         left = [row for row in dict.fromkeys(rows) if len({*row}) > 1 and row not in self._scores]
-        if left and not self._proved:
+        if left and self._believed is None:
             self._prove(left[0])
         self._run([row for row in left if row not in self._scores])
         return torch.stack([self._scores[row] if row in self._scores else self.score_of(row[-1]) for row in rows])
@@ -140,10 +142,9 @@ class Singly:
 
     def _source(self, row: int) -> Source:
         if row not in self._sources:
-            plan = None if self._kind is None else self._plans.get(self._kind)
+            plan = self._plans.get(self._kind)
             source = None if plan is None else self._taken(row, plan)
             self._sources[row] = source or self._recorded(row)
-            self._proved = self._proved or source is not None
         return self._sources[row]
 
     def _recorded(self, row: int) -> Source:
@@ -173,7 +174,9 @@ class Singly:
             plan = Plan(recording.colours, inside, used, recording.counts)
             return Source(output, recording.calls, plan, bool(recording.taint.escaped))
         # Where it does not run the call as it is, either, that is what is to be told.
-        with undisturbed(self._model, graph=False, call=self._inputs.take(range(self._samples)), part="whole") as memory:
+        with undisturbed(
+            self._model, graph=False, call=self._inputs.take(range(self._samples)), part="whole"
+        ) as memory:
             memory.call.run(self._model)
         raise MulticamError(
             f"{type(self._model).__name__} runs {self._samples} samples, but not one of them alone or copies of it, which shares of its own need: "
@@ -242,6 +245,8 @@ class Singly:
             source = self._source(number)
             for key, call in source.calls.items():
                 colours = source.plan.colours[key]
+                if self._believed is not None and self._believed.get(key) != colours:
+                    continue
                 if not colours or row[colours.bit_length() - 1] == number:
                     if key in found and colours:
                         twice.add(key)
@@ -257,11 +262,10 @@ class Singly:
         recorded = self._calls(row)
         confirming = Confirming(self._model, recorded, lambda record, again: confirmed(record, again, 1, [0]))
         expected = self._full(row, confirming)
-        for source in self._sources.values():
-            source.calls = {
-                key: call for key, call in source.calls.items() if key in confirming.calls or key not in recorded
-            }
-        self._proved = True
+        first, *others = (self._sources[number].plan.colours for number in {*row})
+        self._believed = {
+            key: first[key] for key in confirming.calls if all(each.get(key) == first.get(key) for each in others)
+        }
         share = max([confirming.rounding, *map(rounding, [*self._model.parameters(), expected])])
         size = torch.stack([expected, *map(self.score_of, self._sources)]).abs().max()
         try:
@@ -275,8 +279,7 @@ class Singly:
         if agrees:
             self._remember()
             return
-        for source in self._sources.values():
-            source.calls = {}
+        self._believed = {}
         warnings.warn(
             f"running the fusion of {type(self._model).__name__} on recorded encodings does not give the scores of running all of it, "
             "so all of it is run for every combination: some of its modules do not depend on what they are given alone",
@@ -285,13 +288,7 @@ class Singly:
 
     def _remember(self) -> None:
         first = self._sources[0]
-        alike = all(s.plan == first.plan and s.calls.keys() == first.calls.keys() for s in self._sources.values())
-        if (
-            self._kind is not None
-            and self._copies == 1
-            and alike
-            and not any(s.decided for s in self._sources.values())
-        ):
-            kept = {key: colours for key, colours in first.plan.colours.items() if key in first.calls}
-            inside = {key: call.inside for key, call in first.calls.items()}
-            self._plans[self._kind] = Plan(kept, inside, first.plan.used, first.plan.counts)
+        alike = all(s.plan == first.plan and not s.decided for s in self._sources.values())
+        if self._kind is not None and self._copies == 1 and alike and self._believed is not None:
+            inside = {key: first.plan.inside[key] for key in self._believed}
+            self._plans[self._kind] = Plan(self._believed, inside, first.plan.used, first.plan.counts)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multicam import Inputs, MulticamError
+from multicam import Inputs
 from multicam.watch.mixing import Mixing
+from multicam.watch.recorded import Read
+from multicam.watch.singly import Singly
 from tests.helpers.counting import counted
 from tests.helpers.models import Fusion, Siamese, fusion_inputs, seeded
 
@@ -28,6 +30,12 @@ def one_by_one(model: nn.Module, inputs: Inputs, parts: list[list[str]], rows: l
 
 def bound(model: nn.Module, *args: Tensor) -> Inputs:
     return Inputs(*args).bind(model)
+
+
+def mixing_of(model: nn.Module, inputs: Inputs, parts: list[list[str]], read: Read = first_class) -> Mixing:
+    """A mixing of all rows of a call but the last, which replaces their parts."""
+    samples = inputs.batch - 1
+    return Mixing(model, inputs, parts, read, samples, Singly(model, inputs, parts, read, samples))
 
 
 def pair(b: int = 3) -> tuple[Tensor, Tensor]:
@@ -70,16 +78,18 @@ class Chosen(nn.Module):
         return (self.head(y.flatten(1)) * scale).sum(1, keepdim=True)
 
 
+@pytest.mark.parametrize("b", [2, 3, 4])
 @pytest.mark.parametrize("make", [Siamese, Loop, Folded, Chosen])
-def test_all_combinations_equal_single_full_passes(make: type[nn.Module]) -> None:
+def test_all_combinations_equal_single_full_passes(make: type[nn.Module], b: int) -> None:
     model = seeded(make)
-    inputs = bound(model, *pair())
+    inputs = bound(model, *pair(b))
     parts = [[name] for name in inputs.leaves]
-    rows = [[i, j, i] for i, j in product(range(3), repeat=2)]
-    mixing = Mixing(model, inputs, parts, first_class)
+    rows = [[i, j, i % (b - 1)] for i, j in product(range(b), repeat=2)]
+    mixing = mixing_of(model, inputs, parts)
     assert mixing.used == [True, True]
     expected = one_by_one(model, inputs, parts, rows)
-    for some in (slice(0, 1), slice(1, 9)):
+    assert mixing.together
+    for some in (slice(0, 1), slice(1, b * b)):
         left, right, own = zip(*rows[some], strict=True)
         torch.testing.assert_close(mixing([left, right], own), expected[some], rtol=1e-4, atol=1e-5)
 
@@ -89,13 +99,13 @@ def test_inputs_of_one_part_come_together_and_all_others_are_a_rows_own() -> Non
     inputs = bound(model, *fusion_inputs(4).values())
     parts = [["rgb", "texture"]]
     rows = [[0, 3], [2, 1], [1, 1], [3, 0]]
-    found = Mixing(model, inputs, parts, first_class)([[0, 2, 1, 3]], [3, 1, 1, 0])
+    found = mixing_of(model, inputs, parts)([[0, 2, 1, 3]], [3, 1, 1, 0])
     torch.testing.assert_close(found, one_by_one(model, inputs, parts, rows), rtol=1e-4, atol=1e-5)
 
 
 def test_what_sees_one_part_never_runs_again() -> None:
     model = seeded(Fusion)
-    mixing = Mixing(model, bound(model, *fusion_inputs(3).values()), [["rgb"], ["depth"]], first_class)
+    mixing = mixing_of(model, bound(model, *fusion_inputs(3).values()), [["rgb"], ["depth"]])
     mixing([[0], [1]], [2])  # pays for the proof
     with counted(model) as runs:
         mixing([[2, 1, 0], [1, 1, 0]], [0, 1, 2])
@@ -104,7 +114,7 @@ def test_what_sees_one_part_never_runs_again() -> None:
 
 
 class Encoder(nn.Linear):
-    """Keeps what it computed, beside what it returns."""
+    """Leaves behind what it computed, beside what it returns."""
 
     def forward(self, x: Tensor) -> Tensor:
         self.memory = super().forward(x.flatten(1))
@@ -112,7 +122,7 @@ class Encoder(nn.Linear):
 
 
 class Recall(nn.Module):
-    """Returns what the encoder keeps: it is given nothing, and computes nothing."""
+    """Returns what the encoder left: it is given nothing, and computes nothing."""
 
     def forward(self, of: tuple[Encoder]) -> Tensor:
         return of[0].memory
@@ -130,29 +140,56 @@ class Remembering(nn.Module):
         return self.head(seen + kept, self.other(y.flatten(1)))
 
 
+class Shelf(Remembering):
+    """What the encoder leaves is on a shelf, which is the same object before and after."""
+
+    def __init__(self) -> None:
+        super().__init__(recall=False)
+        self.shelf: dict[str, Tensor] = {}
+        self.encoder = Shelving(self.shelf)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head(self.encoder(x) + self.shelf["x"], self.other(y.flatten(1)))
+
+
+class Shelving(nn.Module):
+    def __init__(self, shelf: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.net, self.shelf = nn.Linear(768, 8), shelf
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shelf["x"] = self.net(x.flatten(1))
+        return self.shelf["x"].tanh()
+
+
 def all_pairs(model: nn.Module, b: int = 6) -> tuple[Mixing, Tensor, Tensor]:
     """A mixing of two inputs, its scores of every combination, and those of single passes."""
     inputs, parts = bound(model, *pair(b)), [["x"], ["y"]]
-    mixing = Mixing(model, inputs, parts, first_class)
+    mixing = mixing_of(model, inputs, parts)
     rows = [[i, j, 0] for i, j in product(range(b), repeat=2)]
     found = mixing(list(zip(*rows, strict=True))[:2], [0] * len(rows))
     return mixing, found, one_by_one(model, inputs, parts, rows)
 
 
-def test_what_returns_a_part_without_being_given_it_depends_on_it() -> None:
-    model = seeded(Remembering)
+@pytest.mark.parametrize("recall", [True, False])
+def test_what_leaves_something_behind_runs_again(recall: bool) -> None:
+    model = seeded(Remembering, recall=recall)
     mixing, found, expected = all_pairs(model)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     with counted(model) as runs:
         mixing([[1], [2]], [0])
-    assert set(runs) == {"", "head"}
+    # What returns a part without being given it depends on it, and does not run.
+    assert set(runs) == {"", "encoder", "head"}
 
 
-def test_what_an_encoder_only_leaves_behind_is_noticed_and_all_is_run() -> None:
-    model = seeded(Remembering, recall=False)
-    with pytest.warns(UserWarning, match="fusion of Remembering on recorded encodings does not give"):
-        _, found, expected = all_pairs(model)
+def test_what_is_left_behind_unseen_is_noticed_and_all_is_run() -> None:
+    model = seeded(Shelf)
+    with pytest.warns(UserWarning, match="fusion of Shelf on recorded encodings does not give"):
+        mixing, found, expected = all_pairs(model)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    with counted(model) as runs:
+        mixing([[1], [2]], [3])  # a row that was not asked for before; without another warning
+    assert set(runs) == {"", "encoder", "encoder.net", "other", "head"}
 
 
 def test_what_a_hook_of_the_user_makes_of_an_encoding_counts() -> None:
@@ -169,7 +206,7 @@ def test_a_part_that_the_output_ignores_is_not_used() -> None:
 
     model = Deaf()
     x, y = pair()
-    assert Mixing(model, bound(model, x, y, x), [["x"], ["y"], ["z"]], first_class).used == [True, False, True]
+    assert mixing_of(model, bound(model, x, y, x), [["x"], ["y"], ["z"]]).used == [True, False, True]
 
 
 class Company(nn.Module):
@@ -184,30 +221,37 @@ class Company(nn.Module):
         return ((a - a.mean(0)).tanh() * b).sum(1, keepdim=True)
 
 
-def test_rows_that_depend_on_their_company_are_run_in_full_with_a_warning() -> None:
-    model = seeded(Company)
-    x, y = pair(4)
-    mixing = Mixing(model, bound(model, x, y), [["x"], ["y"]], first_class)
+def test_rows_that_depend_on_their_company_run_alone() -> None:
+    model, x, y = seeded(Company), *pair(4)
+    mixing = mixing_of(model, bound(model, x, y), [["x"], ["y"]])
     left, right = [0, 2, 3], [1, 1, 0]
-    with pytest.warns(UserWarning, match="fusion of Company on recorded encodings.*what else is in the batch"):
-        found = mixing([left, right], [0, 0, 0])
-    torch.testing.assert_close(found, model(x[left], y[right])[:, 0].detach())
-    with counted(model) as runs:
-        mixing([left, right], [0, 0, 0])  # without another warning
-    assert set(runs) == {"", "left", "right"}
+    expected = torch.cat([model(x[[i]], y[[j]])[:, 0] for i, j in zip(left, right, strict=True)]).detach()
+    assert not mixing.together
+    torch.testing.assert_close(mixing([left, right], [0, 0, 0]), expected)
 
 
-def test_a_model_for_one_size_of_batch_says_so() -> None:
-    class Fixed(nn.Module):
-        def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            return (x * y).reshape(3, 768)
+class Fixed(nn.Module):
+    """Takes so many samples and no other number."""
 
-    model = Fixed()
-    mixing = Mixing(model, bound(model, *pair()), [["x"], ["y"]], first_class)
-    with pytest.raises(
-        MulticamError, match=r"Fixed ran with 3 rows, but not with 1 whose inputs are mixed: .*constant\(name\)"
-    ):
-        mixing([[0], [1]], [0])
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.head = size, nn.Linear(768, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head((x * y).reshape(self.size, 768))
+
+
+@pytest.mark.parametrize("b", [1, 2, 3])
+def test_a_model_for_one_size_of_batch_runs_copies_of_a_row(b: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, (x, y) = Fixed(b), pair(b + 1)
+    left, right = [0, b, 0], [b, 0, 0]
+    rows = zip(left, right, strict=True)
+    expected = torch.stack([model(x[[i] * b], y[[j] * b])[0, 0] for i, j in rows]).detach()
+    mixing = mixing_of(model, bound(model, x, y), [["x"], ["y"]])
+    assert mixing.output is None  # with what replaces them there are too many
+    torch.testing.assert_close(mixing([left, right], [0, 0, 0]), expected)
 
 
 def test_scores_are_read_with_the_samples_of_their_rows() -> None:
@@ -218,6 +262,6 @@ def test_scores_are_read_with_the_samples_of_their_rows() -> None:
     def read(output: Tensor, samples: list[int]) -> Tensor:
         return output.gather(1, classes[torch.as_tensor(samples)][:, None])[:, 0]
 
-    found = Mixing(model, bound(model, x, y), [["before"], ["after"]], read)([[0, 1], [2, 2]], [0, 2])
+    found = mixing_of(model, bound(model, x, y), [["before"], ["after"]], read)([[0, 1], [2, 2]], [0, 2])
     expected = model(x[[0, 1]], y[[2, 2]]).detach()
     torch.testing.assert_close(found, torch.stack([expected[0, 2], expected[1, 1]]), rtol=1e-4, atol=1e-5)
