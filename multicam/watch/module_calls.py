@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from math import isfinite
 from threading import get_ident
 from typing import Any
@@ -144,31 +144,34 @@ def skipping(calls: Mapping[Key, ModuleCall], returned: Callable[[ModuleCall], A
     A module's `forward` is skipped, and hooks see what it would have returned: who keeps that for other modules keeps it again.
     """
     seen: Counter[int] = Counter()
-    pending: dict[int, ModuleCall] = {}
+    pending: dict[
+        tuple[int, nn.Module], ModuleCall | None
+    ] = {}  # between a call and its forward, hooks may call others
 
     def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if works((args, kwargs)):
             call = calls.get((id(module), seen[id(module)]))
-            if call is None:
-                seen[id(module)] += 1
-            else:
-                seen.update(call.inside)
-                pending[get_ident()] = call
+            seen.update(call.inside if call is not None else [id(module)])
+            pending[get_ident(), module] = call
         return nn.Module._call_impl(module, *args, **kwargs)  # type: ignore[no-untyped-call]
 
-    def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        call = pending.pop(get_ident(), None)
-        return original(*args, **kwargs) if call is None else returned(call)
+    def skippable(module: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)  # whose parameters a model may look at
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            call = pending.pop((get_ident(), module), None)
+            return original(*args, **kwargs) if call is None else returned(call)
+
+        return forward
 
     with ExitStack() as stack:
         for module in {id(call.module): call.module for call in calls.values()}.values():
             own: dict[str, Any] = vars(module)
-            kept = {name: own[name] for name in ("_call_impl", "forward") if name in own}
-            stack.callback(lambda own=own, kept=kept: own.update(kept))
-            stack.callback(own.pop, "forward")
-            stack.callback(own.pop, "_call_impl")
-            own["forward"] = partial(forward, module.forward)
-            own["_call_impl"] = partial(called, module)
+            for name, instead in (
+                ("forward", skippable(module, module.forward)),
+                ("_call_impl", partial(called, module)),
+            ):
+                stack.callback(own.__setitem__, name, own[name]) if name in own else stack.callback(own.pop, name)
+                own[name] = instead
         yield
 
 

@@ -1,5 +1,6 @@
 """Where the samples of a batch lie in a tensor, the calls of a model's modules, and when two passes agree."""
 
+import inspect
 from collections import Counter
 
 import pytest
@@ -113,11 +114,53 @@ def test_recorded_calls_do_not_run_and_those_inside_them_count_as_seen() -> None
     assert torch.equal(model(x), model.outer(model.inner(x)))
 
 
+def test_hooks_are_told_of_a_call_that_does_not_run_and_what_they_make_of_it_goes_on() -> None:
+    model, x = Nested(), torch.rand(3, 2)
+    told = []
+    model.outer.register_forward_pre_hook(lambda module, args: told.append(args[0]))
+    model.outer.register_forward_hook(lambda module, args, output: told.append(output))
+    model.outer.register_forward_hook(lambda module, args, output: 3 * output)
+    record = ModuleCall(model.outer, 0, output=torch.ones(3, 2), inside=Counter([id(model.outer)]))
+    with torch.no_grad(), counted(model) as runs, skipping({record.key: record}, lambda call: call.output):
+        found = model(x)
+    assert runs == {"": 1, "inner": 1}
+    assert torch.equal(told[0], model.inner(x)) and told[1] is record.output
+    assert torch.equal(found, torch.full((3, 2), 3.0))
+
+
+def test_a_hook_that_calls_another_module_before_one_that_does_not_run() -> None:
+    model, x = Nested(), torch.rand(3, 2)
+    seen = []
+    model.outer.register_forward_pre_hook(lambda module, args: seen.append(model.inner(x + 1)))
+    record = ModuleCall(model.outer, 0, output=torch.ones(3, 2), inside=Counter([id(model.outer)]))
+    third = ModuleCall(model.inner, 2, output=torch.zeros(3, 2), inside=Counter([id(model.inner)]))
+    with torch.no_grad(), skipping({record.key: record, third.key: third}, lambda call: call.output):
+        found = model(x)
+    assert torch.equal(seen[0], model.inner(x + 1)) and torch.equal(found, torch.ones(3, 2))
+
+
+def test_a_forward_of_an_instances_own_is_skipped_looks_the_same_and_comes_back() -> None:
+    class Looking(Nested):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) if "scale" in inspect.signature(self.inner.forward).parameters else x
+
+    model, x = Looking(), torch.rand(3, 2)
+
+    def own(x: Tensor, scale: float = 2.0) -> Tensor:
+        return scale * x
+
+    model.inner.forward = own
+    record = ModuleCall(model.inner, 0, output=torch.ones(3, 2), inside=Counter([id(model.inner)]))
+    with skipping({record.key: record}, lambda call: call.output):
+        assert torch.equal(model(x), torch.ones(3, 2))
+    assert vars(model.inner)["forward"] is own and "_call_impl" not in vars(model.inner)
+
+
 def test_modules_run_again_after_whatever_was_raised() -> None:
     model = Nested()
     with pytest.raises(KeyError), skipping({(id(model.outer), 0): ModuleCall(model.outer, 0)}, lambda call: {}["none"]):
         model(torch.rand(3, 2))
-    assert [name for module in model.modules() for name in vars(module) if name == "_call_impl"] == []
+    assert not any({"_call_impl", "forward"} & vars(module).keys() for module in model.modules())
 
 
 def test_a_record_is_confirmed_tensor_by_tensor() -> None:

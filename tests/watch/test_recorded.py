@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from multicam import Inputs
 from multicam.watch.module_calls import ModuleCall, Rows, confirmed
 from multicam.watch.recorded import Confirming, Recording
+from multicam.watch.undisturbed import undisturbed
 
 
 class Pair(nn.Module):
@@ -30,11 +32,11 @@ def pair(b: int = 3) -> tuple[Tensor, Tensor]:
 
 def record(model: nn.Module, x: Tensor, y: Tensor, most: int = 1, both: bool = True) -> Recording:
     recording = Recording(model, most)
-    recording.taint.mark(x, colours=1)
-    if both:
-        recording.taint.mark(y, colours=2)
-    with torch.no_grad(), recording.watch():
-        model(x, y)
+    with undisturbed(model, graph=False, call=Inputs(x, y)) as memory:
+        recording.taint.mark(x, colours=1)
+        recording.taint.mark(y, colours=2) if both else recording.taint.know([y])
+        with recording.watch(memory):
+            memory.call.run(model)
     return recording
 
 
@@ -102,10 +104,10 @@ def test_what_is_touched_inside_a_call_colours_it_though_its_output_does_not_sho
     class Noting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.seen = self.note = torch.zeros(())
+            self.seen = torch.zeros(())
 
         def forward(self, y: Tensor) -> Tensor:
-            self.note = self.seen.sum()
+            self.seen.sum()
             return y + 1
 
     class Model(Pair):
@@ -120,6 +122,50 @@ def test_what_is_touched_inside_a_call_colours_it_though_its_output_does_not_sho
     model = Model()
     recording = record(model, *pair(), most=2)
     assert named(model, recording.colours)["noting", 0] == 3
+
+
+class Leaving(nn.Linear):
+    def forward(self, y: Tensor) -> Tensor:
+        self.left = y.mean()
+        return super().forward(y)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_call_that_leaves_something_behind_or_in_a_part_of_it_runs_again(inside: bool) -> None:
+    model = Pair()
+    model.b = nn.Sequential(Leaving(2, 4)) if inside else Leaving(2, 4)
+    assert set(named(model, record(model, *pair()).calls)) == {("a", 0)}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_call_whose_parts_tell_somebody_else_runs_again_but_for_the_parts(inside: bool) -> None:
+    model = Pair()
+    (model.b[0] if inside else model.b).register_forward_hook(lambda module, args, output: None)
+    kept = {("a", 0), ("b.0", 0), ("b.1", 0)} if inside else {("a", 0), ("b", 0)}
+    assert set(named(model, record(model, *pair()).calls)) == kept
+
+
+def test_lists_and_tensors_that_are_written_into_later_are_recorded_as_they_were() -> None:
+    class Listing(nn.Module):
+        def forward(self, y: Tensor) -> list[Tensor]:
+            return [y + 1, y[:, :1]]
+
+    class Model(Pair):
+        def __init__(self) -> None:
+            super().__init__()
+            self.listing = Listing()
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            found = self.listing(y)
+            found[0].zero_()
+            y.fill_(7)  # the second is a view of it
+            found[1] = found[0]
+            return self.head(self.a(x) * self.b(found[0]))
+
+    model, (x, y) = Model(), pair()
+    expected = [y + 1, y[:, :1].clone()]
+    recorded = named(model, record(model, x, y).calls)["listing", 0].output
+    assert all(map(torch.equal, recorded, expected)) and len(recorded) == 2
 
 
 def test_a_call_that_returns_no_tensor_runs_again() -> None:
@@ -150,18 +196,23 @@ class Tapped(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         found = self.inner(y)
-        self.started = self.tap(found, self.names)
+        self.tap(found, self.names)
         return found
 
 
-def tapped(names_itself: bool) -> tuple[nn.Module, Recording, Tensor]:
+def run(model: nn.Module, recording: Recording) -> Tensor:
+    with undisturbed(model, graph=False, call=Inputs(pair()[1])) as memory:
+        recording.taint.know(memory.call.args)
+        with recording.watch(memory):
+            return memory.call.run(model)
+
+
+def tapped(names_itself: bool) -> tuple[nn.Module, Recording, Tensor, list[ModuleCall | None]]:
     model = nn.Sequential(Tapped(), nn.Linear(4, 2))
-    recording = Recording(model, most=0)
-    model[0].tap = recording.start_at
+    recording, started = Recording(model, most=0), []
+    model[0].tap = lambda x, module: started.append(recording.start_at(x, module))
     vars(model[0])["names"] = model[0] if names_itself else model[0].inner
-    with torch.no_grad(), recording.watch():
-        out = model(pair()[1])
-    return model, recording, out
+    return model, recording, run(model, recording), started
 
 
 @pytest.mark.parametrize("kept", ["tapped", "tapped.inner"])
@@ -178,23 +229,22 @@ def test_a_call_in_which_the_marks_begin_is_not_kept_though_it_returns_something
     model = Ignoring()
     recording = Recording(model, most=0)
     model.tapped.tap, vars(model.tapped)["names"] = recording.start_at, model.get_submodule(kept)
-    with torch.no_grad(), recording.watch():
-        model(pair()[1])
+    run(model, recording)
     assert set(named(model, recording.calls)) == {(kept, 0)}
 
 
 def test_the_call_whose_output_is_marked_is_kept_and_what_follows_depends_on_it() -> None:
-    model, recording, out = tapped(names_itself=True)
+    model, recording, out, started = tapped(names_itself=True)
     calls = named(model, recording.calls)
     assert set(calls) == {("0", 0)}
-    assert model[0].started is calls["0", 0]
+    assert started == [calls["0", 0]]
     assert torch.equal(calls["0", 0].output, model[0].inner(pair()[1]))
     assert recording.taint.colours(out) == 1
 
 
 def test_a_call_inside_that_returned_the_tensor_leaves_none_to_keep_around_it() -> None:
-    model, recording, out = tapped(names_itself=False)
-    assert model[0].started is None
+    model, recording, out, started = tapped(names_itself=False)
+    assert started == [None]
     assert set(named(model, recording.calls)) == {("0.inner", 0)}  # it ended before the mark
     assert recording.taint.colours(out) == 1
 
