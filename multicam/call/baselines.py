@@ -11,6 +11,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
+from multicam.call.refusals import refuse_unreadable
 from multicam.errors import MulticamError, unknown
 
 Word = Literal["mean", "blur"]
@@ -104,6 +105,7 @@ def _of(name: str, leaf: Tensor, baseline: Baseline) -> Tensor:
         raise MulticamError(
             f"the baseline of input {name!r} is a number, {', '.join(map(repr, get_args(Word)))} or a tensor, not {baseline!r}"
         )
+    refuse_unreadable(f"the baseline of input {name!r}", baseline)
     given = baseline.detach() if isinstance(baseline, Tensor) else torch.tensor(float(baseline), dtype=torch.float64)
     if given.shape not in ((), leaf.shape, leaf.shape[1:], (1, *leaf.shape[1:])):
         raise MulticamError(

@@ -186,6 +186,11 @@ def _biased_calls(model: nn.Module, call: Inputs, names: Sequence[str]) -> list[
             bias = _bias(modules[parent])  # timm's normalisations activate too: their own output is behind the bias
         else:
             bias = None if isinstance(getattr(module, "drop", None), nn.Module) else _bias(module)
+        if bias is not None and info.transformed:
+            raise MulticamError(
+                f"FullGrad adds up what every bias brings, and layer {info.path!r} runs inside of a transform of torch.func of the model's "
+                "own: take another method"
+            )
         if bias is None or info.grid is None or len(info.sees) != 1 or info.sees[0] not in names:
             continue
         if len(info.grid) == _axes(call.leaves[info.sees[0]]):

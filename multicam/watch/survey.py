@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
+from multicam.call.refusals import transformed
 from multicam.call.tree import leaves
 from multicam.errors import MulticamError
 from multicam.printing import aligned
@@ -31,6 +32,7 @@ class LayerInfo:
         grid: The grid that its map has; None where nothing proves one.
         sees: The inputs that its output depends on, as far as gradients tell: its map can be laid on any of these.
         note: Why there is no grid; empty otherwise.
+        transformed: Whether a transform of torch.func (vmap, jvp …) inside of the model runs it.
     """
 
     path: str
@@ -39,6 +41,7 @@ class LayerInfo:
     grid: Grid | None
     sees: tuple[str, ...]
     note: str
+    transformed: bool = False
 
 
 class LayerTable(list[LayerInfo]):
@@ -109,7 +112,8 @@ def _watch(model: nn.Module, call: Inputs, source: str | None) -> list[LayerInfo
                 note = str(error)
             reached = source is not None and any(map(_is_reached, tensors.values()))
             shapes = {key: tuple(leaf.shape) for key, leaf in tensors.items()}
-            info = LayerInfo(path, type(module).__name__, shapes, grid, (str(source),) if reached else (), note)
+            sees = (str(source),) if reached else ()
+            info = LayerInfo(path, type(module).__name__, shapes, grid, sees, note, transformed())
             found.append((tap, info))
 
         for path, module in model.named_modules():

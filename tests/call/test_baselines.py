@@ -92,9 +92,14 @@ def test_what_an_integer_input_shows_instead() -> None:
     [
         ({"dept": 0.0}, "no input 'dept'; did you mean 'depth'"),
         ({"depth": 0.0}, "no explained input 'depth'. There are: 'rgb'"),
+        (
+            torch.zeros(2, 3, 16, 8, device="meta"),
+            "the baseline of input 'rgb' is on the meta device and has no values",
+        ),
+        ({"rgb": torch.zeros(2, 3, 16, 8).to_sparse()}, "the baseline of input 'rgb' is sparse"),
         (torch.rand(16, 8), r"the baseline \(16, 8\) of input 'rgb' does not fit it: it is \(2, 3, 16, 8\)"),
     ],
-    ids=["name", "unexplained", "shape"],
+    ids=["name", "unexplained", "meta", "sparse", "shape"],
 )
 def test_what_does_not_fit(baseline: object, message: str) -> None:
     with pytest.raises(MulticamError, match=message):

@@ -135,6 +135,8 @@ def test_layers_inside_of_a_transform_see_what_they_see(how: str) -> None:
     inputs = {"rgb": torch.rand(2, 3, 8, 8), "depth": torch.rand(2, 1, 8, 8)}
     sees = {info.path: info.sees for info in list_layers(model, inputs)}
     assert sees == {"rgb": ("rgb",), "depth": ("depth",), "head": ("rgb", "depth")}
+    inside = {info.path for info in list_layers(model, inputs) if info.transformed}
+    assert inside == {"vmap": {"rgb", "depth", "head"}, "none": set()}.get(how, {"rgb"})
     if "vmap" in how:
         [info] = list_layers(model, inputs).find("rgb")
         assert "runs inside of a torch.vmap of the model's own" in info.note
