@@ -1,9 +1,11 @@
 """Memory that a pass may write into and that is not its own: copied before, and put back."""
 
-import warnings
+import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -11,21 +13,37 @@ import torch
 from torch import Tensor, nn
 from torch._C._nn import flatten_dense_tensors, unflatten_dense_tensors
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from multicam.call.inputs import Inputs
 from multicam.errors import MulticamError
 
 T = TypeVar("T")
-SMALL = 4096  # numbers up to which a tensor is copied before every pass: cheaper than to watch it
+SMALL = 2**12  # numbers up to which a tensor is copied before every pass: cheaper than to watch it
+FIRST = 2**24  # the same for the first pass of a kind, and what is no parameter
+SAMPLES = 64  # numbers by which a pass is seen to have written where nobody saw it
 
 # What operations write into without saying so in their schema, by the places of their arguments.
 UNSAID = {
     "aten::native_batch_norm": (3, 4),
     "aten::cudnn_batch_norm": (3, 4),
     "aten::miopen_batch_norm": (3, 4),
+    "aten::batch_norm_gather_stats": (3, 4),
+    "aten::batch_norm_gather_stats_with_counts": (3, 4),
 }
+
+# What holds the memory of sparse tensors.
+SPARSE = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+USUAL = {torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool}
+# Numbers of less than a byte, which PyTorch moves and does not copy.
+SHELLS = {kind for name, kind in vars(torch).items() if re.fullmatch(r"u?int[1-7]|bits\w+", name)}
 
 
 class _Known:
@@ -43,6 +61,29 @@ class _Known:
 _KNOWN: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
 
+class _Flat:
+    """Tensors of one type on one device, whose values are copied and compared together."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.samples: dict[int, str] = {}  # the names of those, by place, that are samples of a large one
+        self.before: Tensor | None = None
+
+    def now(self) -> Tensor:
+        """The values of all in one vector."""
+        flat = flatten_dense_tensors(self.tensors)
+        return flat.clone() if len(self.tensors) == 1 else flat  # which is a view of one
+
+
+@dataclass(slots=True)
+class _Large:
+    """The memory of a large tensor, and its values once they are copied."""
+
+    name: str
+    memory: Tensor
+    values: Tensor | None = None
+
+
 class Memory:
     """The tensors of a model and its inputs, whose values, memory and shapes are as before once a pass is over.
 
@@ -53,63 +94,85 @@ class Memory:
 
     Args:
         model: Whose pass it is.
-        kind: What tells passes apart that may write into different things, beside the shapes of the call.
+        kind: What tells passes apart that may write into different things, beside the values and shapes of the call.
         call: What the model will be called with; None: nothing, or the pass makes it.
 
     Attributes:
         call: The same call with tensors that share its memory, which is put back; they have no gradients.
         watched: Whether the pass is watched.
         rewind: Puts back what one pass of several in a block changed, before the next.
+        lost: The names of what was written where nobody saw it, after `restore`: it is changed, and will be copied next time.
+        outside: What a watched pass changed that does not belong to the model, by name: it stays changed.
     """
 
     def __init__(self, model: nn.Module, kind: Hashable, call: Inputs | None) -> None:
         self._known = _KNOWN.setdefault(model, _Known())
         self._kind = kind, *(_described(name, leaf) for name, leaf in (call.leaves if call else {}).items())
         self.watched = self._kind not in self._known.kinds
-        self._held: dict[str, tuple[Tensor, Tensor, int]] = {}  # the tensor, another view of its memory, its version
-        self._small: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
-        self._flat: dict[tuple[torch.dtype, torch.device], Tensor] = {}  # the values of the small ones
-        self._guarded: dict[int, list[str]] = defaultdict(list)  # by memory
-        self._copies: dict[str, Tensor] = {}
+        self.lost: set[str] = set()
+        self.outside: list[str] = []
+        self._held: dict[int, tuple[Tensor, Tensor, bool]] = {}  # by identity, with another view of the same memory
+        self._versions: list[tuple[str, Tensor, int]] = []
+        self._sizes: dict[int, tuple[Any, int]] = {}  # of each memory, by its address
+        self._flat: dict[tuple[torch.dtype, torch.device], _Flat] = defaultdict(_Flat)
+        self._large: dict[int, list[_Large]] = defaultdict(list)  # by address
         self._kept: dict[int, list[Kept]] = defaultdict(list)
         self._overwrites = False
-        self._mode = Writes(self.about_to_write)
+        self._mode: Writes | None = None
         self.call = self._lent(call or Inputs())
         self.rewind: Callable[[], object] = self.put_back
 
     def protect(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Put these back after the pass, by names that are the same in every pass."""
-        for name, x in tensors:
-            if not has_memory(x) or x.is_inference() or not x.numel() or name in self._held or _overlaps(x):
+        with torch._C.DisableTorchFunction():
+            for name, x in tensors:
+                if id(x) not in self._held and not x.is_meta:
+                    self._hold(name, x)
+
+    def _hold(self, name: str, x: Tensor) -> None:
+        alias = x.data  # with a version of its own
+        usual = _is_usual(x)
+        self._held[id(x)] = x, alias, usual
+        if not alias.is_inference():
+            self._versions.append((name, x, x._version))
+        for memory in (alias,) if usual else plain(alias):
+            storage, numbers = memory.untyped_storage(), memory.numel()
+            size, address = storage.nbytes(), storage._cdata
+            if not size:  # a part of a distributed model, which is elsewhere
                 continue
-            alias = x.data  # with a version of its own
-            self._held[name] = (x, alias, x._version)
-            if x.numel() <= SMALL and not x.is_quantized:
-                self._small[x.dtype, x.device].append(alias)
-            elif name in self._known.written:
-                self._copies[name] = alias.clone()
+            self._sizes[address] = storage, size
+            if numbers <= SMALL:
+                self._flat[memory.dtype, memory.device].tensors.append(memory)
+                continue
+            large = _Large(name, memory)
+            self._large[address].append(large)
+            eagerly = self.watched and numbers <= FIRST and not isinstance(x, nn.Parameter)
+            if eagerly or name in self._known.written:
+                large.values = memory.clone()
             else:
-                self._guarded[_address(alias)].append(name)
+                flat = self._flat[memory.dtype, memory.device]
+                flat.samples[len(flat.tensors)] = name
+                flat.tensors.append(_sampled(memory))
 
     def _lent(self, call: Inputs) -> Inputs:
         self.protect((f"input {name}", leaf) for name, leaf in call.leaves.items() if isinstance(leaf, Tensor))
 
-        def lent(_: str, leaf: Any) -> Any:
+        def lent(name: str, leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
-            return leaf.data if has_memory(leaf) and not leaf.is_inference() else leaf.detach().clone()
+            if type(leaf) not in (Tensor, nn.Parameter) or not has_memory(leaf) or leaf.is_inference():
+                return leaf.detach().clone()
+            alias = leaf.data
+            self._versions.append((f"input {name}", alias, alias._version))
+            return alias
 
         return call.map(lent)
-
-    def wrote(self, prefix: str) -> bool:
-        """Whether a watched pass wrote into something whose name begins like this, now or earlier."""
-        return any(name.startswith(prefix) for name in self._known.written)
 
     def apart(self, x: Any) -> Any:
         """A tensor without gradient whose memory is not put back; anything else as it is."""
         if not isinstance(x, Tensor):
             return x
-        held = has_memory(x) and any(_address(alias) == _address(x) for _, alias, _ in self._held.values())
+        held = any(_address(memory) in self._sizes for memory in plain(x))
         return x.detach().clone() if held else x.detach()
 
     def keep(self, x: Tensor) -> "Kept":
@@ -137,67 +200,88 @@ class Memory:
             raise
 
     def __enter__(self) -> "Memory":
-        self._flat = {key: flatten_dense_tensors(tensors) for key, tensors in self._small.items()}
+        for flat in self._flat.values():
+            flat.before = flat.now()
         if self.watched:
+            self._mode = Writes(self.about_to_write, self._may_be_written)
             self._mode.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self.watched:
+        if self._mode is not None:
             self._mode.__exit__(*error)  # type: ignore[no-untyped-call]
+            self._mode = None
             if error[0] is None:
                 self._known.kinds.add(self._kind)
 
     def about_to_write(self, x: Tensor) -> None:
         """Copy what is protected or kept in the memory of a tensor that is about to be written into."""
-        if not has_memory(x):
-            return
-        address = _address(x)
-        for name in self._guarded.pop(address, ()):
-            self._known.written.add(name)
-            self._copies[name] = self._held[name][1].clone()
-        for kept in self._kept.pop(address, ()):
+        self._may_be_written(x)
+        for memory in plain(x):
+            self._known.written.update(large.name for large in self._large.get(_address(memory), ()))
+            self._set_apart(memory)
+
+    def _may_be_written(self, x: Tensor) -> None:
+        for memory in plain(x):
+            for large in self._large.get(_address(memory), ()):
+                if large.values is None:
+                    large.values = large.memory.clone()
+
+    def _set_apart(self, memory: Tensor) -> None:
+        for kept in self._kept.pop(_address(memory), ()):
             self._overwrites = True
             kept.copy()
 
     def put_back(self) -> None:
         """Put the values of everything back; it may be called again where it was interrupted."""
-        with torch.no_grad():
-            for key, before in self._flat.items():
-                now, tensors = flatten_dense_tensors(self._small[key]), self._small[key]
-                if _same_bytes(now, before):
-                    continue
-                values = zip(
-                    unflatten_dense_tensors(now, tensors), unflatten_dense_tensors(before, tensors), strict=True
-                )
-                for x, (found, wanted) in zip(tensors, values, strict=True):
-                    if not _same_bytes(found.flatten(), wanted.flatten()):
-                        self._put_back(x, wanted)
-            for name, copy in self._copies.items():
-                self._put_back(self._held[name][1], copy)
+        larges = [large for at_address in self._large.values() for large in at_address]
+        for address, (storage, size) in self._sizes.items():
+            if storage.nbytes() != size:
+                self.lost.update(large.name for large in self._large.get(address, ()) if large.values is None)
+                storage.resize_(size)
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            for large in larges:
+                if large.values is not None and not _same_bytes(large.memory, large.values):
+                    self._known.written.add(large.name)
+                    self._write(large.memory, large.values)
+            for flat in self._flat.values():
+                now = flat.now()
+                if flat.before is not None and not _same_bytes(now, flat.before):
+                    self._put_back(flat, now, flat.before)
+
+    def _put_back(self, flat: _Flat, now: Tensor, before: Tensor) -> None:
+        values = (unflatten_dense_tensors(x, flat.tensors) for x in (now, before))
+        for place, (x, found, wanted) in enumerate(zip(flat.tensors, *values, strict=True)):
+            if _same_bytes(found, wanted):
+                continue
+            if place in flat.samples:
+                self.lost.add(flat.samples[place])
+            else:
+                self._write(x, wanted)
+
+    def _write(self, x: Tensor, values: Tensor) -> None:
+        self._set_apart(x)  # what is saved for a backward pass may be what the pass left there
+        x.copy_(values)
 
     def restore(self) -> None:
         """Put everything back, values and memory; it may be called again where it was interrupted."""
         self.put_back()
-        lost = []
-        for name, (x, alias, version) in self._held.items():
-            if x.shape != alias.shape or _address(x) != _address(alias):
-                x.data = alias  # the pass gave it other memory
-            elif x._version != version and _address(alias) in self._guarded:
-                lost.append(name)
-        if lost or self._overwrites:
+        unseen = {large.name for larges in self._large.values() for large in larges if large.values is None}
+        with torch._C.DisableTorchFunction():
+            for x, alias, usual in self._held.values():
+                if not (x.dtype is alias.dtype and x.is_set_to(alias) if usual else _is_same(x, alias)):
+                    x.data = alias  # the pass gave it other memory
+            for name, x, version in self._versions:
+                if x._version != version:
+                    self.lost.update({name} & unseen)
+                    # A graph of the user's may stand on it, and its values are those of then.
+                    torch._C._autograd._unsafe_set_version_counter((x,), (version,))
+        self._known.written |= self.lost
+        if self._overwrites:
             self._known.kinds.discard(self._kind)
-        if lost:
-            warnings.warn(
-                f"the model wrote into {', '.join(lost)}, which its first pass with inputs like these did not, so this is changed",
-                stacklevel=2,
-            )
-        for everything in (self._held, self._flat, self._copies, self._guarded, self._kept):
+        self.rewind = _nothing  # it may hold this in a cycle
+        for everything in (self._versions, self._held, self._kept, self._flat, self._large, self._sizes):
             everything.clear()
-
-    def _put_back(self, x: Tensor, values: Tensor) -> None:
-        self.about_to_write(x)  # what is saved for a backward pass may be what the pass left there
-        x.copy_(values)
 
 
 class Kept:
@@ -246,27 +330,30 @@ class Writes(TorchDispatchMode):
 
     Args:
         told: Called with each of them, before.
+        untold: The same for all that an operation is given which is not of PyTorch: it may write without saying so.
     """
 
     supports_higher_order_operators = True
     _places: dict[Any, tuple[tuple[int, str], ...]] = {}  # noqa: RUF012 (a cache for all of them)
 
-    def __init__(self, told: Callable[[Tensor], None]) -> None:
+    def __init__(self, told: Callable[[Tensor], None], untold: Callable[[Tensor], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._told = told
+        self._told, self._untold = told, untold
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in self._places:
             self._places[func] = written_arguments(func)
         for place, name in self._places[func]:
-            given = args[place] if place < len(args) else kwargs.get(name)
-            for x in (given,) if isinstance(given, Tensor) else tree_leaves(given):
-                if isinstance(x, Tensor):
-                    self._told(x)
+            for x in _tensors(args[place] if place < len(args) else kwargs.get(name)):
+                self._told(x)
+        if getattr(func, "namespace", "aten") not in ("aten", "prims", "higher_order"):
+            for x in _tensors((args, kwargs)):
+                self._untold(x)
         return func(*args, **kwargs)
 
 
+@cache
 def written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
     """The places and names of the arguments that an operation writes into."""
     schema = getattr(func, "_schema", None)
@@ -280,6 +367,10 @@ def written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
     )
 
 
+def _tensors(given: Any) -> list[Tensor]:
+    return [given] if isinstance(given, Tensor) else [x for x in tree_leaves(given) if isinstance(x, Tensor)]
+
+
 def has_memory(x: Tensor) -> bool:
     """Whether a tensor is plain memory: neither sparse nor nested, nor the wrapper of a function transform."""
     if x.layout is not torch.strided or x.is_nested or x.is_meta:
@@ -291,19 +382,74 @@ def has_memory(x: Tensor) -> bool:
     return True
 
 
+def plain(x: Tensor) -> list[Tensor]:
+    """The plain tensors that share the memory of a tensor, with each number once; none where it has no memory to be reached."""
+    if type(x) is not Tensor and is_traceable_wrapper_subclass(x):
+        return [memory for name in x.__tensor_flatten__()[0] for memory in plain(getattr(x, name))]
+    if x.layout is not torch.strided:
+        return [getattr(x, name)() for name in SPARSE.get(x.layout, ())]
+    if x.is_nested:
+        return [x.values()]
+    if not has_memory(x) or not x.numel():
+        return []
+    if x.is_quantized or x.dtype in SHELLS:
+        return [torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.untyped_storage())]
+    if x.dtype.is_complex and x.is_conj():
+        x = x.conj()
+    if x.is_neg():
+        x = torch._neg_view(x)
+    if not x.is_contiguous() and torch._debug_has_internal_overlap(x) == 1:
+        x = x[tuple(slice(None, None if stride else 1) for stride in x.stride())]
+    return [x]
+
+
 def _described(name: str, leaf: Any) -> Hashable:
-    return (name, leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else (name, type(leaf))
+    if isinstance(leaf, Tensor):
+        return name, leaf.shape, leaf.dtype
+    return name, type(leaf), leaf if isinstance(leaf, str | int | float) else None
 
 
-def _overlaps(x: Tensor) -> bool:
-    """Whether a tensor shows a number more than once, so that nothing can be written into it."""
-    return any(stride == 0 and side > 1 for stride, side in zip(x.stride(), x.shape, strict=True))
+def _sampled(x: Tensor) -> Tensor:
+    """Some of the numbers of a tensor, all over it."""
+    if x.is_contiguous():
+        return x.view(-1)[:: x.numel() // SAMPLES]
+    each = max(1, round(SAMPLES ** (1 / x.ndim)))
+    return x[tuple(slice(None, None, max(1, side // each)) for side in x.shape)]
 
 
 def _same_bytes(x: Tensor, y: Tensor) -> bool:
-    """Whether two vectors are the same bit for bit, NaN and the sign of zero included."""
-    return torch.equal(x.view(torch.uint8), y.view(torch.uint8))
+    """Whether two tensors are the same bit for bit, NaN and the sign of zero included."""
+    return torch.equal(_bytes(x), _bytes(y))
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return x.contiguous().flatten().view(torch.uint8)
+
+
+def _is_usual(x: Tensor) -> bool:
+    """Whether a tensor is as nearly all are, told fast: numbers of a usual kind side by side."""
+    return (
+        (type(x) is nn.Parameter or type(x) is Tensor)
+        and x.dtype in USUAL
+        and x.layout is torch.strided
+        and not x.is_nested
+        and x.is_contiguous()
+        and not x.is_neg()
+    )
+
+
+def _is_same(x: Tensor, alias: Tensor) -> bool:
+    """Whether a tensor still is the view of its memory that another one is; not told of those that are made of several."""
+    if is_traceable_wrapper_subclass(x):
+        return True  # its parts are attributes
+    if x.layout is not torch.strided or x.is_nested or x.is_quantized:
+        return False
+    return x.dtype is alias.dtype and x.is_set_to(alias)
 
 
 def _address(x: Tensor) -> int:
     return int(x.untyped_storage()._cdata)
+
+
+def _nothing() -> None:
+    pass

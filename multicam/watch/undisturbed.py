@@ -3,22 +3,23 @@
 import random
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import NoReturn
 
 import numpy as np
 import torch
-from torch import nn
-from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack, _pop_torch_function_stack
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
-from torch.utils._python_dispatch import _pop_mode
 
 from multicam.call.inputs import Inputs
 from multicam.errors import MulticamError, unknown
 from multicam.watch.attributes import Attributes
 from multicam.watch.memory import Memory
+from multicam.watch.outside import Outside
+from multicam.watch.recurrent import without_cudnn
+from multicam.watch.switches import Switches
 from multicam.watch.threads import at_work, own
 
 LOCK = threading.RLock()  # the flags of a model are one for all threads
@@ -58,9 +59,10 @@ def undisturbed(
     """The quiet pass: whatever runs a model runs it in here, and afterwards everything is as it was.
 
     The model is in evaluation mode, its parameters get no gradients, nothing is compiled, every module is called (no fast
-    path), and no other thread runs a model in here meanwhile. Restored are the attributes of modules (training flags, hooks, what a forward
-    leaves there) and containers among them, `requires_grad`, the values and memory of parameters, buffers and other tensors, and the random
-    state of torch, NumPy and Python, also where the block raises. What a forward keeps in other places is not known here.
+    path), recurrent layers run without cuDNN where there is a graph, and no other thread runs a model in here meanwhile. Restored are the
+    attributes of modules (training flags, hooks, what a forward leaves there), containers and objects among them, `requires_grad` and `.grad`,
+    the values and memory of parameters, buffers and other tensors, the switches of PyTorch, and the random state of torch, NumPy and Python,
+    also where the block raises or is interrupted. What a forward keeps in other places is told, see `Memory.outside`, and stays.
 
     Args:
         model: Any module.
@@ -76,93 +78,123 @@ def undisturbed(
         MulticamError: If the model has parameters without values, or made under `torch.inference_mode()`.
     """
     modules = list(model.modules())
-    parameters = {id(p): p for module in modules for p in module._parameters.values() if p is not None}
-    for parameter in parameters.values():
-        if isinstance(parameter, UninitializedParameter) or parameter.is_inference():
-            _refuse_parameter(model, parameter)
+    _refuse_parameters(model)
     with alone():
         before = _Before()
         try:
             # Twice the same, for an interrupt that comes while things are put back.
             with before:
-                memory = before.set_up(model, modules, list(parameters.values()), graph, call, part)
-                with nullcontext() if graph is None else torch.inference_mode(False), memory:
+                memory = before.set_up(model, modules, graph, call, part)
+                with memory:
                     if graph is not None:
-                        torch.set_grad_enabled(graph)
+                        torch._C._set_grad_enabled(graph)
                     yield memory
+                    memory.outside = before.outside.changed() if before.outside else []
+        except Exception as error:
+            before.restore()
+            if before.lost:
+                error.add_note(_told(model, before.lost))
+            raise
         finally:
             before.restore()
+        if before.lost:
+            warnings.warn(_told(model, before.lost), stacklevel=3)
 
 
 class _Before:
-    """How everything was before a pass, and the way back; each step of it may be taken twice."""
+    """How a model was before a pass, and the way back; each step of it may be taken twice.
+
+    Attributes:
+        outside: What is noted of what does not belong to the model, where the pass is watched.
+        lost: The names of what could not be put back, behind the pass.
+    """
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], object]] = []
+        self.outside: Outside | None = None
+        self.lost: set[str] = set()
 
     def __enter__(self) -> None:
-        grad, fast = torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled()
-        self._undo.append(partial(torch.set_grad_enabled, grad))
-        self._undo.append(partial(torch.backends.mha.set_fastpath_enabled, fast))
+        pass
 
     def __exit__(self, *error: object) -> None:
         self.restore()
 
     def restore(self) -> None:
-        """Take the way back from where it was interrupted."""
+        """Take the way back from where it was interrupted; an error in one step keeps none of the others from being taken."""
+        errors = []
         while self._undo:
-            self._undo[-1]()
+            try:
+                self._undo[-1]()
+            except Exception as error:
+                errors.append(error)
             self._undo.pop()
+        if errors:
+            raise errors[0]
 
     def set_up(
-        self,
-        model: nn.Module,
-        modules: list[nn.Module],
-        parameters: list[nn.Parameter],
-        graph: bool | None,
-        call: Inputs | None,
-        part: Hashable,
+        self, model: nn.Module, modules: list[nn.Module], graph: bool | None, call: Inputs | None, part: Hashable
     ) -> Memory:
         """Note everything, and put the model into the state of a quiet pass."""
+        if graph is not None and torch.is_inference_mode_enabled():
+            guard = torch._C._InferenceMode(False)
+            self._undo.append(partial(guard.__exit__, None, None, None))
+            guard.__enter__()  # type: ignore[no-untyped-call]
         training = [module for module in modules if module.training]
         self._undo.append(partial(_set_training, training, True))
         _set_training(training, False)
+        parameters = dict(_parameters(modules))
         first = len(self._undo)
-        for device in {p.device for p in parameters if p.device.type == "cuda"}:
+        for device in {p.device for p in parameters.values() if p.device.type == "cuda"}:
             self._undo.append(partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device))
         self._undo.append(partial(torch.set_rng_state, torch.get_rng_state()))
         self._undo.append(partial(random.setstate, random.getstate()))
         self._undo.append(partial(np.random.set_state, np.random.get_state()))  # noqa: NPY002 (what models and tools still draw from)
-        attributes = Attributes(modules)
-        memory = Memory(model, (graph, part), call)
+        others = {name: leaf for name, leaf in (call.leaves if call else {}).items() if not isinstance(leaf, Tensor)}
+        attributes = Attributes(modules, others)
+        memory = Memory(model, (graph, part, tuple(attributes.switches)), call)
         own(list(memory.call.leaves.values()))
-        memory.protect((f"parameter {i}", p) for i, p in enumerate(parameters))
+        memory.protect(parameters.items())
         memory.protect(attributes.tensors.items())
+        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        memory.protect((f"gradient {name}", gradient) for name, gradient in gradients.items())
+        self.lost = memory.lost
+        self._undo.append(partial(_set_gradients, [(parameters[name], x) for name, x in gradients.items()]))
         self._undo.append(memory.restore)
         self._undo.append(attributes.restore)
         state = [attributes.restore, memory.put_back, *self._undo[first:-2]]
         memory.rewind = lambda: [put_back() for put_back in state]
         # Where no graph is made they stay as they are, because PyTorch chooses kernels by what requires a gradient, also under `no_grad`.
         recorded = graph is not None or torch.is_grad_enabled()
-        trainable = [p for p in parameters if p.requires_grad and recorded]
+        trainable = [p for p in parameters.values() if p.requires_grad and recorded]
         self._undo.append(partial(_require_gradients, trainable, True))
         _require_gradients(trainable, False)
         if graph is not None:
             torch.backends.mha.set_fastpath_enabled(False)  # it calls none of the layers of `nn.TransformerEncoder`
-        self._undo.append(partial(_pop_modes, _len_torch_dispatch_stack(), _len_torch_function_stack()))
+        if graph:
+            without_cudnn(modules)
+        self._undo.append(Switches().restore)
+        if memory.watched:
+            self.outside = Outside(modules, attributes.left)
         return memory
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """With no other thread in such a block, and with compiled code run eagerly."""
-    with LOCK, at_work():
-        # Importing the compiler takes seconds. Nothing is compiled before somebody did, but flex attention, which compiles itself.
-        if {"torch._dynamo", "torch.nn.attention.flex_attention"} & sys.modules.keys():
-            with torch.compiler.set_stance("force_eager"):
-                yield
-        else:
-            yield
+    """With no other thread in such a block, with compiled code run eagerly, and with the switches of PyTorch as before behind it."""
+    with LOCK:
+        switches = Switches()
+        try:
+            # Twice the same, as above.
+            try:
+                # Importing the compiler takes seconds. Nothing is compiled before somebody did, but flex attention, which compiles itself.
+                compiles = {"torch._dynamo", "torch.nn.attention.flex_attention"} & sys.modules.keys()
+                with at_work(), torch.compiler.set_stance("force_eager") if compiles else nullcontext():
+                    yield
+            finally:
+                switches.restore()
+        finally:
+            switches.restore()
 
 
 def _set_training(modules: Iterable[nn.Module], training: bool) -> None:
@@ -170,25 +202,50 @@ def _set_training(modules: Iterable[nn.Module], training: bool) -> None:
         module.training = training
 
 
+def _set_gradients(gradients: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
+    for parameter, gradient in gradients:
+        parameter.grad = gradient
+
+
 def _require_gradients(parameters: Iterable[nn.Parameter], required: bool) -> None:
     for parameter in parameters:
         parameter.requires_grad_(required)
 
 
-def _pop_modes(dispatch: int, function: int) -> None:
-    """Take away modes that an interrupt left behind."""
-    while _len_torch_dispatch_stack() > dispatch:
-        _pop_mode()
-    while _len_torch_function_stack() > function:
-        _pop_torch_function_stack()
+def _parameters(modules: Iterable[nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every parameter once, with the place of its module and its name there."""
+    seen: set[int] = set()
+    for place, module in enumerate(modules):
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{place}.{name}", parameter
 
 
-def _refuse_parameter(model: nn.Module, parameter: nn.Parameter) -> NoReturn:
-    name = next(name for name, p in model.named_parameters() if p is parameter)
-    if isinstance(parameter, UninitializedParameter):
-        raise MulticamError(f"parameter {name} has no values yet (run the model once), so nothing can be explained")
-    raise MulticamError(
-        f"parameter {name} was made under torch.inference_mode(), which rules out gradients; make the model outside"
+def _refuse_parameters(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise MulticamError(f"parameter {name} has no values yet (run the model once), so nothing can be explained")
+        if parameter.is_inference():
+            raise MulticamError(
+                f"parameter {name} was made under torch.inference_mode(), which rules out gradients; make the model outside"
+            )
+
+
+def _told(model: nn.Module, names: Iterable[str]) -> str:
+    """That memory of these names, as they are in a pass, is changed."""
+    paths = [path for path, _ in model.named_modules()]
+
+    def readable(name: str) -> str:
+        kind, _, last = name.rpartition(" ")
+        place, _, rest = last.partition(".")
+        if kind == "input" or not place.isdecimal():
+            return name
+        return " ".join(filter(None, (kind, ".".join(filter(None, (paths[int(place)], rest))))))
+
+    return (
+        f"{type(model).__name__} wrote into {', '.join(sorted(map(readable, names)))} where it was not seen, so this is changed; it is copied "
+        "and put back from now on"
     )
 
 

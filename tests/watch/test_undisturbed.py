@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from multicam.errors import MulticamError
 from multicam.watch.undisturbed import alone, find_module, module_paths, undisturbed, unwrapped
+from tests.helpers.insides import changes, insides
 
 
 class Stop(Exception):
@@ -149,3 +150,66 @@ def test_wrappers_are_taken_off_and_their_marks_out_of_the_paths() -> None:
     assert find_module(part, "0.0") is inner[0]
     with pytest.raises(MulticamError, match=r"no layer in Sequential '0\.1'; did you mean '0\.0'"):
         find_module(part, "0.1")
+
+
+def test_gradients_are_the_same_objects_with_the_same_values() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(90, 90), nn.Linear(2, 2))
+    for layer in list(model)[:2]:
+        layer(torch.rand(2, layer.in_features)).sum().backward()
+    before = insides(model, *(p.grad for p in model.parameters()))
+    for _ in range(2):
+        with undisturbed(model, graph=True):
+            model.zero_grad()
+            model[1].weight.grad = None
+            model[2].weight.grad = torch.ones(2, 2)
+    with undisturbed(model, graph=True, part="zero"):
+        for p in model.parameters():
+            if p.grad is not None:
+                p.grad.zero_()
+    assert changes(before, insides(model, *(p.grad for p in model.parameters()))) == []
+
+
+def test_an_error_while_one_thing_is_put_back_keeps_nothing_else_from_it() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), Unyielding())
+    state = torch.get_rng_state()
+    with pytest.raises(Stop, match="no way back"), undisturbed(model, graph=False):
+        torch.rand(3)
+        model.train()
+        model[1].kept.closed = True
+    assert flags(model) == ([True] * 3, [True] * 2) and torch.equal(torch.get_rng_state(), state)
+    assert torch.is_grad_enabled() and torch.backends.mha.get_fastpath_enabled()
+
+
+class Unyielding(nn.Module):
+    """Holds a container that is not filled again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = Unreadable([1])
+
+
+class Unreadable(list[int]):
+    closed = False
+
+    def __len__(self) -> int:
+        if self.closed:
+            raise Stop("no way back")
+        return super().__len__()
+
+
+def test_what_could_not_be_put_back_is_told_with_the_error() -> None:
+    model = nn.Sequential(nn.Linear(90, 90))
+    with undisturbed(model, graph=False):
+        pass
+    with pytest.raises(Stop) as error, undisturbed(model, graph=False):
+        model[0].weight.data.zero_()
+        raise Stop
+    assert "Sequential wrote into 0.weight where it was not seen" in error.value.__notes__[0]
+    with pytest.warns(UserWarning, match=r"wrote into 0\.bias, gradient 0\.weight where"):
+        second = nn.Sequential(nn.Linear(90, 5000))
+        second(torch.rand(2, 90)).sum().backward()
+        with undisturbed(second, graph=False):
+            pass
+        with undisturbed(second, graph=False):
+            second[0].bias.data.zero_()
+            second[0].weight.grad.data.zero_()
