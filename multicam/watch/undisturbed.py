@@ -156,10 +156,10 @@ class _Before:
         own(list(memory.call.leaves.values()))
         memory.protect(parameters.items())
         memory.protect(attributes.tensors.items())
-        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        memory.protect((f"gradient {name}", gradient) for name, gradient in gradients.items())
+        gradients = [(p, p.grad) for p in parameters.values()]
+        memory.protect((f"gradient {name}", p.grad) for name, p in parameters.items() if p.grad is not None)
         self.lost = memory.lost
-        self._undo.append(partial(_set_gradients, [(parameters[name], x) for name, x in gradients.items()]))
+        self._undo.append(partial(_set_gradients, gradients))
         self._undo.append(memory.restore)
         self._undo.append(attributes.restore)
         state = [attributes.restore, memory.put_back, *self._undo[first:-2]]
@@ -202,9 +202,10 @@ def _set_training(modules: Iterable[nn.Module], training: bool) -> None:
         module.training = training
 
 
-def _set_gradients(gradients: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
+def _set_gradients(gradients: Iterable[tuple[nn.Parameter, Tensor | None]]) -> None:
     for parameter, gradient in gradients:
-        parameter.grad = gradient
+        if parameter.grad is not gradient:
+            parameter.grad = gradient
 
 
 def _require_gradients(parameters: Iterable[nn.Parameter], required: bool) -> None:
