@@ -34,7 +34,7 @@ def found(seeds: Iterator[int], until: float, told: Counter[tuple[str, ...]], sh
 
 def kind_of(failure: Failure) -> tuple[str, ...]:
     """What failures of one cause have in common, as far as can be told."""
-    maps = failure.method.endswith("CAM") and failure.method != "AblationCAM"
+    maps = "CAM" in failure.method and failure.method != "AblationCAM"
     head = " ".join(failure.detail.split()[:5]) if failure.kind in ("crashed", "refused") else ""
     return "maps" if maps else failure.method, failure.kind, head
 
