@@ -19,7 +19,7 @@ from multicam.call.items import count
 from multicam.call.scorer import OutputLike, Scorer, select_output
 from multicam.call.targets.scores import Target
 from multicam.call.tree import leaves, rebuild
-from multicam.errors import out_of_memory
+from multicam.errors import MulticamError, out_of_memory
 from multicam.watch.module_calls import rounding
 from multicam.watch.undisturbed import undisturbed
 
@@ -47,6 +47,9 @@ def settled(model: nn.Module, call: Inputs, output: OutputLike = None, target: T
         call: The call, bound to the model.
         output: Which part of the model's output is compared, see `multicam.call.scorer.select_output`.
         target: What scores are compared by besides; where outputs do not compare row by row, they alone tell.
+
+    Raises:
+        MulticamError: If something is undecided, and the model does not run the call as it is.
 
     Example:
         >>> class Cut(nn.Module):
@@ -148,7 +151,16 @@ class _Trials:
         self, model: nn.Module, call: Inputs, readings: Sequence[Inputs], output: OutputLike, target: Target | None
     ) -> None:
         self._model, self._readings, self._output, self._batch = model, readings, output, call.batch
-        self._before = self._run(call)
+        try:
+            self._before = self._run(call)
+        except Exception as error:
+            if out_of_memory(error) or isinstance(error, MulticamError):
+                raise
+            name = next(iter(call.undecided))
+            raise MulticamError(
+                f"{type(model).__name__} does not run these samples together ({error}), so no pass tells what has one item for each of them: "
+                f"say it of {', '.join(map(repr, call.undecided))} with Inputs(…).rows({name!r}) or Inputs(…).constant({name!r})"
+            ) from error
         self._scorer = None if target is None else Scorer(target, output).pinned(self._before)
         self._scores = None if self._scorer is None else self._scorer.of_picked(self._before, self._batch)
         self._rounding = max(map(rounding, [*model.parameters(), *_tensors(self._before).values()]), default=0.0)

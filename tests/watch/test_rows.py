@@ -273,6 +273,19 @@ def test_one_sample_that_cannot_be_run_twice_needs_no_reading() -> None:
     assert list(found.listed) == ["x"]
 
 
+def test_a_model_that_does_not_run_the_samples_together_is_told_by_marks() -> None:
+    def single(image: Tensor, features: Tensor, x: Any) -> Tensor:
+        return cut(image, features.view(1, 4), x)
+
+    model = Told(single)
+    call = Inputs(torch.rand(2, 3, 8, 8), [2, 3]).bind(model)
+    with pytest.raises(
+        MulticamError, match=r"Told does not run these samples together \(shape .*of 'x' with .*rows\('x'\)"
+    ):
+        settled(model, call)
+    assert settled(model, call.rows("x")).take([1]).args[1] == [3]
+
+
 def test_the_target_tells_where_outputs_do_not_compare() -> None:
     def table(image: Tensor, features: Tensor, x: Any) -> Tensor:
         rows = cut(image, features, x)
