@@ -197,8 +197,9 @@ class Inputs:
         Raises:
             MulticamError: If a tensor has another first axis and is not marked by `constant`, or something is `undecided`.
         """
-        moved = self._with(self._samples.take(samples))
-        return moved if self.undecided else moved.only_marked()
+        found = self._samples
+        moved = self._with(found.take(samples))
+        return moved if found.undecided else moved.only_marked()
 
     @property
     def batched(self) -> dict[str, Tensor]:

@@ -53,9 +53,7 @@ class Samples:
         images = self.images
         for name in () if images else self._marked_rows:
             return count(self._nodes[name]) or self._refuse_rows(name)
-        # Tensors in a list may be of one sample each.
-        alone = {name: leaf for name, leaf in self._tensors.items() if not any(within(name, p) for p in self._lists)}
-        tensors = images or alone or self._tensors
+        tensors = images or self._alone or self._tensors
         unbatched = [name for name, leaf in tensors.items() if leaf.ndim == 3 and name.startswith(("image", "img"))]
         if not images and len(unbatched) > 1:
             raise MulticamError(
@@ -177,6 +175,11 @@ class Samples:
             for name, leaf in self.leaves.items()
             if isinstance(leaf, Tensor) and leaf.ndim and name not in known
         }
+
+    @cached_property
+    def _alone(self) -> dict[str, Tensor]:
+        """The tensors that are in no list, where each may be one sample's."""
+        return {name: leaf for name, leaf in self._tensors.items() if not any(within(name, p) for p in self._lists)}
 
     @cached_property
     def _marked_rows(self) -> list[str]:
