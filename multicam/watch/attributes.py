@@ -32,6 +32,8 @@ class Attributes:
     Args:
         modules: The modules.
         values: Other values whose insides are put back, by name.
+        foreign: Whether the pass is a tool's, whose hooks leave what they see in new attributes of the modules that they are on, for its
+            backward pass. They stay.
 
     Attributes:
         tensors: The tensors among the attributes, by name, but for the parameters of these modules.
@@ -39,10 +41,13 @@ class Attributes:
         left: Objects that may keep a state which is not put back, by name.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], values: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, modules: Iterable[nn.Module], values: Mapping[str, Any] | None = None, foreign: bool = False
+    ) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.switches: list[bool] = []
         self.left: dict[str, Any] = {}
+        self._hooked: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._empty: list[Any] = []
         self._full: dict[int, tuple[Any, Any, Path]] = {}
         self._slots: list[tuple[Any, dict[str, Any], Path]] = []
@@ -52,7 +57,10 @@ class Attributes:
         empty, full, switches = self._empty, self._full, self.switches
         for place, module in enumerate(modules):
             attributes = vars(module)
-            full[id(attributes)] = attributes, attributes.copy(), (place,)
+            if foreign and (module._forward_hooks or module._forward_pre_hooks):
+                self._hooked.append((attributes, attributes.copy()))
+            else:
+                full[id(attributes)] = attributes, attributes.copy(), (place,)
             for name, value in attributes.items():
                 kind = type(value)
                 if kind in USUAL:
@@ -77,6 +85,8 @@ class Attributes:
         for container in self._empty:
             if container:
                 container.clear()
+        for attributes, before in self._hooked:
+            attributes.update(before)
         for container, before, _ in self._full.values():
             if not _is_as(container, before):
                 _refill(container, before)

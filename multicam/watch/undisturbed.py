@@ -151,7 +151,7 @@ class _Before:
         self._undo.append(partial(random.setstate, random.getstate()))
         self._undo.append(partial(np.random.set_state, np.random.get_state()))  # noqa: NPY002 (what models and tools still draw from)
         others = {name: leaf for name, leaf in (call.leaves if call else {}).items() if not isinstance(leaf, Tensor)}
-        attributes = Attributes(modules, others)
+        attributes = Attributes(modules, others, foreign=graph is None)
         memory = Memory(model, (graph, part, tuple(attributes.switches)), call)
         own(list(memory.call.leaves.values()))
         memory.protect(parameters.items())

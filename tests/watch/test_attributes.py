@@ -316,3 +316,18 @@ def test_a_model_can_be_copied_behind_a_pass() -> None:
     with undisturbed(model, graph=False):
         moved(vars(model.inner))
     assert copy.deepcopy(model).inner.state == model.inner.state
+
+
+def test_what_a_tools_hooks_leave_on_their_modules_stays_for_its_backward_pass() -> None:
+    hooked, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    hooked.old = 1
+    hooked.register_forward_hook(lambda module, args, output: setattr(module, "seen", output))
+    for foreign, left in ((True, ["seen"]), (False, [])):
+        before = [list(vars(module)) for module in (hooked, other)]
+        attributes = Attributes([hooked, other], foreign=foreign)
+        hooked(torch.rand(1, 2))
+        hooked.old, other.seen = 2, 3
+        attributes.restore()
+        assert [list(vars(module)) for module in (hooked, other)] == [before[0] + left, before[1]]
+        assert hooked.old == 1
+        hooked.__dict__.pop("seen", None)

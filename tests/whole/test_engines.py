@@ -3,6 +3,7 @@
 Where an engine is right, its map is ours up to its own normalisation. Where it is not, the test says by how much.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -286,6 +287,35 @@ def test_guided_grad_cam_is_the_same_packed() -> None:
     # captum lays the map on the canvas with its default, the nearest cell.
     on_canvas = F.interpolate(cam[:, None], packed.spec.pack(packed.inputs).shape[-2:])
     assert_close(packed.unpack(found.detach()).leaves["texture"], guided * on_canvas[..., : guided.shape[-1]])
+
+
+@pytest.mark.parametrize("engine", [pgc.GradCAM, torchcam.GradCAM], ids=["pytorch-grad-cam", "torchcam"])
+def test_without_taps_an_engine_keeps_what_its_hooks_on_the_models_own_modules_see(engine: Any) -> None:
+    model, inputs = out_of_place(seeded(Fusion)), fusion_inputs()
+    expected = Subject(model, inputs, "texture").saliency(mc.GradCAM)
+    packed = mc.PackedModel(model, inputs)
+    x = packed.pack(inputs)
+    if engine is pgc.GradCAM:
+        assert_close(pgc_raw(engine, packed, model.texture, x), expected)
+        return
+    with engine(packed, model.texture) as extract:
+        (found,) = extract(CLASS, packed(x), normalized=False)
+    assert_close(found, expected.relu())
+
+
+@pytest.mark.filterwarnings("ignore:Setting (forward|backward hooks)")  # what the method is
+@pytest.mark.parametrize("tapped", [False, True])
+def test_deep_lift_is_the_same_packed(tapped: bool) -> None:
+    """Its hooks leave what they see in attributes of the model's modules until the backward pass, and take it away then."""
+    model, inputs = out_of_place(seeded(Fusion)), fusion_inputs()
+    several = tuple(leaf.clone().requires_grad_() for leaf in inputs.values())
+    own = captum.DeepLift(copy.deepcopy(model)).attribute(several, target=CLASS)
+    before = {name: list(vars(module)) for name, module in model.named_modules()}
+    packed = mc.PackedModel(model, inputs, ["rgb"] if tapped else None)
+    found = captum.DeepLift(packed).attribute(packed.pack(inputs).requires_grad_(), target=CLASS).detach()
+    for through, expected in zip(packed.unpack(found).leaves.values(), own, strict=True):
+        assert_close(through, expected.detach())
+    assert {name: list(vars(module)) for name, module in model.named_modules()} == before
 
 
 # The user's model after somebody else's engine
