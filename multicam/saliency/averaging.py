@@ -17,6 +17,7 @@ from multicam.errors import at_least_one, number
 from multicam.printing import progress
 from multicam.saliency.attributions import Attributions
 from multicam.saliency.gradients import explained, named, times
+from multicam.saliency.varied import Varied
 from multicam.watch.finite import NOISY, How, value_ranges
 from multicam.watch.trace import Trace
 
@@ -136,12 +137,15 @@ def integrated_gradients(
         return _between(start[name][samples], trace.inputs.leaves[name][samples], [(d + 0.5) / steps for d in draws])
 
     sums = {name: torch.zeros_like(wide(leaf)) for name, leaf in start.items()}
-    change = trace.scores - trace.again(trace.inputs.replace(start), how=How(baseline=baseline)).scores
-    how = How("on the way from the baseline", "give another baseline")
-    for samples, _, grads in _passes(trace, full, steps, between, batch_size, "integrated gradients", how):
+    varied = Varied(trace, full, How("on the way from the baseline", "give another baseline"))
+    for samples, _, grads in _passes(trace, full, steps, between, batch_size, "integrated gradients", varied):
         for name, gradients in grads.items():
             sums[name].index_add_(0, torch.tensor(samples, device=gradients.device), wide(gradients) / steps)
     values = {name: times(wide(trace.inputs.leaves[name] - start[name]), sums[name]) for name in full}
+    ends = Varied(trace, full, How(baseline=baseline))
+    ends.apart = varied.apart
+    scores = ends.scores({name: trace.inputs.leaves[name] for name in full}) if varied.apart else trace.scores
+    change = scores - ends.scores(start)
     found = Attributions(named(names, values), trace.scores, weights=dict.fromkeys(names, 1.0), change=change)
     _warn_if_incomplete(found)
     return found
@@ -203,7 +207,9 @@ def expected_gradients(
 
     sums = {name: torch.zeros_like(wide(trace.inputs.leaves[name]).real) for name in full}
     how = How("on the way from a reference", "give other references")
-    for rows, draws, grads in _passes(trace, full, samples, between, batch_size, "expected gradients", how):
+    for rows, draws, grads in _passes(
+        trace, full, samples, between, batch_size, "expected gradients", Varied(trace, full, how)
+    ):
         for name, gradients in grads.items():
             way = trace.inputs.leaves[name][rows] - reference(name, draws)
             parts = times(wide(way), wide(gradients)) / samples
@@ -218,7 +224,7 @@ def _passes(
     variant: Callable[[str, Sequence[int], Sequence[int]], Tensor],
     batch_size: int,
     title: str,
-    how: How,
+    varied: Varied,
 ) -> Iterator[tuple[list[int], list[int], dict[str, Tensor]]]:
     """The gradients of each sample's variations, a part of them at a time.
 
@@ -229,7 +235,7 @@ def _passes(
         variant: Called as `variant(name, samples, draws)`, for the rows of an input.
         batch_size: How many rows run in one pass.
         title: Of the progress bar.
-        how: What is done to the inputs, to be told where a number is not finite.
+        varied: What runs them.
 
     Yields:
         The sample and the draw of each row, and the gradients of the rows by input.
@@ -239,8 +245,7 @@ def _passes(
     for part in progress(parts, len(parts), title):
         samples, drawn = [sample for sample, _ in part], [draw for _, draw in part]
         rows = {name: variant(name, samples, drawn) for name in names}
-        again = trace.again(trace.take(samples).replace(rows), samples, names, how)
-        yield samples, drawn, again.input_grads
+        yield samples, drawn, varied.gradients(samples, rows)
 
 
 def _moments(
@@ -260,7 +265,9 @@ def _moments(
     # Double, because the variance is the small difference of two sums.
     sums = {name: torch.zeros_like(leaf, dtype=_double(leaf)) for name, leaf in leaves.items()}
     squares = {name: torch.zeros_like(leaf, dtype=torch.float64) for name, leaf in leaves.items()}
-    for rows, _, grads in _passes(trace, names, samples, noisy, batch_size, "noisy gradients", NOISY):
+    for rows, _, grads in _passes(
+        trace, names, samples, noisy, batch_size, "noisy gradients", Varied(trace, names, NOISY)
+    ):
         for name, gradients in grads.items():
             at, parts = torch.tensor(rows, device=gradients.device), gradients.to(sums[name].dtype) / samples
             sums[name].index_add_(0, at, parts)
