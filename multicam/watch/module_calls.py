@@ -1,12 +1,12 @@
 """The calls of a model's modules: how to be told of each, and whether a record of one is confirmed by another pass."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from math import isfinite
-from threading import get_ident
+from threading import RLock, get_ident
 from typing import Any
 
 import torch
@@ -120,20 +120,34 @@ class ModuleCall:
 
 @contextmanager
 def every_call(
-    model: nn.Module, begin: Callable[[ModuleCall, Any], None], end: Callable[[Any], None]
+    model: nn.Module, begin: Callable[[ModuleCall, Any], None], end: Callable[[ModuleCall, Any], None]
 ) -> Iterator[None]:
-    """Tell `begin` of every call of a module during the block and what it is given, and `end` what the same call returned."""
+    """Tell `begin` of every call of a module during the block and what it is given, and `end` of it and what it returned.
+
+    Calls end from the inside out, in each thread by itself; a call that raises does not end.
+    """
     counts: Counter[int] = Counter()
+    open_calls: dict[int, list[ModuleCall]] = defaultdict(list)  # by thread
+    lock = RLock()
 
     def called(module: nn.Module, args: Any, kwargs: Any) -> None:
-        begin(ModuleCall(module, counts[id(module)]), (args, kwargs))
-        counts[id(module)] += 1
+        with lock:
+            call = ModuleCall(module, counts[id(module)])
+            counts[id(module)] += 1
+            open_calls[get_ident()].append(call)
+            begin(call, (args, kwargs))
+
+    def returned(module: nn.Module, _: Any, output: Any) -> None:
+        with lock:
+            while (call := open_calls[get_ident()].pop()).module is not module:
+                pass  # it raised, and the model went on
+            end(call, output)
 
     with ExitStack() as hooks:
         for module in model.modules():
             if not isinstance(module, torch.jit.ScriptModule):  # nothing in it is a module's call
                 hooks.enter_context(before(module, called))
-                hooks.enter_context(after(module, lambda m, args, output: end(output)))
+                hooks.enter_context(after(module, returned))
         yield
 
 

@@ -7,8 +7,10 @@ is believed only where a full pass, with other values and another number of rows
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,26 +18,30 @@ from torch import Tensor, nn
 from multicam.call.tree import rebuild
 from multicam.watch.attributes import Attributes
 from multicam.watch.hooks import has_others
-from multicam.watch.memory import Kept, Memory, has_memory
+from multicam.watch.memory import Kept, Memory
 from multicam.watch.module_calls import Key, ModuleCall, Rows, every_call, rounding, tensors_of
+from multicam.watch.plain import has_memory
 from multicam.watch.taint import Taint
 
 # From the output of a pass, and the sample that each of its rows stems from, to the scores of the rows.
 Read = Callable[[Any, Sequence[int]], Tensor]
 
 
+_Kept = tuple[ModuleCall, dict[str, Kept]]  # a call, and the tensors that it returned by their paths
+
+
 @dataclass(eq=False)
 class _Open:
-    """A call of the pass that has begun, with what was counted and kept before it, and the colours that it has met so far.
+    """A call of the pass that has begun, with what was counted before it, and the colours that it has met so far.
 
-    `told` is whether a module inside of it tells somebody else what it returns, or leaves something behind, and `attributes` is what its module held.
+    `kept` are the calls inside of it that are kept if it is not, `told` is whether a module inside of it tells somebody else what it returns, or leaves something behind, and `attributes` is what its module held.
     """
 
     call: ModuleCall
     before: Counter[int]
-    first: int
     colours: int
     attributes: dict[str, Any]
+    kept: list[_Kept] = field(default_factory=list)
     told: bool = False
 
 
@@ -62,8 +68,9 @@ class Recording:
         self.calls: dict[Key, ModuleCall] = {}
         self.colours: dict[Key, int] = {}
         self.counts: Counter[int] = Counter()
-        self._kept: list[tuple[ModuleCall, dict[str, Kept]]] = []
-        self._open: list[_Open] = []
+        self._kept: list[_Kept] = []
+        self._open: dict[int, list[_Open]] = defaultdict(list)  # by thread
+        self._made: dict[int, Counter[int]] = defaultdict(Counter)  # how many calls of each module, by thread
         self._source: ModuleCall | None = None
 
     @contextmanager
@@ -71,10 +78,15 @@ class Recording:
         """Record the pass that runs during the block, in which `memory` is put back."""
         with every_call(self._model, self._begin, self._end), self.taint:
             yield
+        self.counts = sum(self._made.values(), Counter[int]())
+        elsewhere = sum((made for thread, made in self._made.items() if thread != get_ident()), Counter[int]())
         for call, kept in self._kept:
+            # Of the calls of a module in threads, chance decides which is the first.
+            if elsewhere[id(call.module)] and self.counts[id(call.module)] > 1:
+                continue
             values = {path: memory.apart(each.value) for path, each in kept.items()}
             call.output = rebuild(call.output, partial(_exchanged, values))
-        self.calls = {call.key: call for call, _ in self._kept}
+            self.calls[call.key] = call
         self._values.clear()
 
     def start_at(self, x: Tensor, module: nn.Module) -> ModuleCall | None:
@@ -82,40 +94,43 @@ class Recording:
 
         Its call is kept all the same, as it returns what it is told to; None where a call in it or around it returned the tensor.
         """
-        innermost = self._open[-1].call if self._open else None
-        self._source = innermost if innermost is not None and innermost.module is module else None
-        for entry in self._open:
-            entry.colours |= 1
+        innermost = self._open[get_ident()][-1:]
+        self._source = innermost[0].call if innermost and innermost[0].call.module is module else None
+        self._touched(1)
         self.taint.mark(x)
         return self._source
 
     def _begin(self, call: ModuleCall, given: Any) -> None:
         colours, attributes = self.taint.colours(given), vars(call.module).copy()
-        self._open.append(_Open(call, self.counts.copy(), len(self._kept), colours, attributes))
-        self.counts[id(call.module)] += 1
+        thread = get_ident()
+        self._open[thread].append(_Open(call, self._made[thread].copy(), colours, attributes))
+        self._made[thread][id(call.module)] += 1
 
-    def _end(self, output: Any) -> None:
-        entry = self._open.pop()
-        call = entry.call
-        call.inside = self.counts - entry.before
+    def _end(self, call: ModuleCall, output: Any) -> None:
+        mine = self._open[get_ident()]
+        while (entry := mine.pop()).call is not call:
+            pass  # it raised, and the model went on
+        call.inside = self._made[get_ident()] - entry.before
         left = not _same(call.module, entry.attributes)
-        if self._open:
-            self._open[-1].told |= entry.told or left or has_others(call.module)
+        # Another thread works for any of the calls that are open.
+        for around in mine[-1:] or self._all_open():
+            around.told |= entry.told or left or has_others(call.module)
+        outer = mine[-1].kept if mine else self._kept
         tensors = tensors_of(output)
         colours = entry.colours | self.taint.colours(output)
         if call is not self._source:
             # What a call did that returned no tensor, that left something behind, or whose parts told somebody else is not known.
             plain = bool(tensors) and all(map(has_memory, tensors.values())) and not entry.told and not left
             if not plain or colours.bit_count() > self._most:
+                outer += entry.kept
                 return
             self.colours[call.key] = colours
-        del self._kept[entry.first :]  # what ran inside of it never runs again
         # Their values now: they are copied when something is about to write into them.
         kept = {path: Kept(x) for path, x in tensors.items()}
         for each in kept.values():
             self._values[each.value.untyped_storage()._cdata].append(each)
         call.output = rebuild(output, lambda _, x: x)  # a model may write into a list
-        self._kept.append((call, kept))
+        outer.append((call, kept))
 
     def _written(self, x: Tensor) -> None:
         if has_memory(x):
@@ -124,8 +139,11 @@ class Recording:
 
     def _touched(self, colours: int) -> None:
         # Whatever happens inside of a call may find its way out of it unseen.
-        for entry in self._open:
+        for entry in self._all_open():
             entry.colours |= colours
+
+    def _all_open(self) -> list[_Open]:
+        return [*chain(*list(self._open.values()))]
 
 
 def _exchanged(values: Mapping[str, Tensor], path: str, x: Any) -> Any:
@@ -160,16 +178,15 @@ class Confirming:
         self._model, self._recorded, self._compare = model, recorded, compare
         self.calls: dict[Key, ModuleCall] = {}
         self.rounding = max(map(rounding, model.parameters()), default=0.0)
-        self._open: list[ModuleCall] = []
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Compare the pass that runs during the block."""
-        with every_call(self._model, lambda call, _: self._open.append(call), self._end):
+        with every_call(self._model, lambda call, _: None, self._end):
             yield
 
-    def _end(self, output: Any) -> None:
-        key = self._open.pop().key
+    def _end(self, call: ModuleCall, output: Any) -> None:
+        key = call.key
         self.rounding = max([self.rounding, *map(rounding, tensors_of(output).values())])
         record = self._recorded.get(key)
         rows = None if record is None else self._compare(record, output)

@@ -187,14 +187,11 @@ class Singly:
         """The same by a plan; None where the pass is of another kind after all."""
         counts: Counter[int] = Counter()
         calls: dict[Key, ModuleCall] = {}
-        open_calls: list[ModuleCall] = []
 
         def begin(call: ModuleCall, _: Any) -> None:
             counts[id(call.module)] += 1
-            open_calls.append(call)
 
-        def end(output: Any) -> None:
-            call = open_calls.pop()
+        def end(call: ModuleCall, output: Any) -> None:
             if call.key in plan.colours:
                 call.output = rebuild(output, lambda _, x: x.detach().clone() if isinstance(x, Tensor) else x)
                 call.inside = plan.inside[call.key]

@@ -80,20 +80,26 @@ class Nested(nn.Module):
 def test_every_call_is_told_with_its_number_what_it_was_given_and_what_it_returned() -> None:
     model, x = Nested(), torch.rand(3, 2)
     told: list[tuple[str, int]] = []
-    given, returned = [], []
+    given, returned, ended = [], [], []
     names = {module: name for name, module in model.named_modules()}
 
     def begin(call: ModuleCall, what: object) -> None:
         told.append((names[call.module], call.index))
         given.append(what)
 
-    with torch.no_grad(), every_call(model, begin, returned.append):
+    def end(call: ModuleCall, output: object) -> None:
+        ended.append(call.key)
+        returned.append(output)
+
+    with torch.no_grad(), every_call(model, begin, end):
         output = model(x, twice=True)
     inner = model.inner(x)
     assert told == [("", 0), ("inner", 0), ("inner", 1), ("outer", 0), ("outer.0", 0), ("outer.1", 0)]
     assert given[0][0][0] is x and given[0][1] == {"twice": True}
     assert torch.equal(given[2][1]["input"], inner) and given[2][0] == ()
     assert torch.equal(returned[0], inner) and returned[-1] is output  # calls end from the inside out
+    parts = [model.inner, model.inner, *model.outer, model.outer, model]
+    assert ended == [(id(module), index) for module, index in zip(parts, [0, 1, 0, 0, 0, 0], strict=True)]
     told.clear()
     model(x)
     assert told == []
