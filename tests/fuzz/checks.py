@@ -195,21 +195,20 @@ def _of_players(case: Case, names: Sequence[str], draw: random.Random) -> Iterat
     spec, target = case.spec, _target(case)
     some = draw.sample(names, draw.randint(1, min(3, len(names))))
     groups = [some[:2], *([name] for name in some[2:])] if draw.random() < 0.2 else [[name] for name in some]
-    baseline = {name: float(draw.choice([0, 0, 1])) for name in some}
+    absent = {name: torch.full_like(case.values[name][:1], float(draw.choice([0, 0, 1]))) for name in some}
+    options: dict[str, Any] = {"baseline": {leaf(spec, name): x for name, x in absent.items()}}
+    if draw.random() < 0.3 and "prompts" not in spec.sides:  # some of the sides come with references that are not read
+        others = inputs(replace(spec, seed=spec.seed + 7, batch=2))
+        options = {"references": call_of(spec, others)}
+        absent = {name: others[name] for name in some}
 
     def ask(m: nn.Module, x: Any) -> Tensor:
         players = [[leaf(spec, name) for name in group] for group in groups]
-        return mc.contribution(
-            m,
-            x,
-            target,
-            players=players,
-            baseline={leaf(spec, name): value for name, value in baseline.items()},
-            output=_output(spec),
-            batch_size=spec.batch_size,
-        ).shapley
+        size = {"batch_size": spec.batch_size, "output": _output(spec)}
+        found = mc.contribution(m, x, target, players=players, **options, **size)
+        return torch.cat([found.shapley, found.nothing[:, None], found.scores[:, None]], 1)
 
-    yield Check("contribution", ask, lambda c: naive.contribution(c, groups, baseline), single=True)
+    yield Check("contribution", ask, lambda c: naive.contribution(c, groups, absent), single=True)
 
 
 def _of_places(case: Case, images: Sequence[str], draw: random.Random) -> Iterator[Check]:

@@ -56,7 +56,7 @@ class Spec(Literal):
         sides: Inputs without an encoder, see `SIDES`.
         runs: How the streams run: "" one after the other, "each" (all of it sample by sample), "threads".
         late: Whether the head reads what hooks on the encoders kept.
-        call: How it is called: "positional", "keyword", "dict", "list", "nested", "mixed".
+        call: How it is called: "positional", "keyword", "dict", "list", "tuple", "nested", "mixed".
         returns: "tensor", "dict" or "tuple".
         target: "class", "classes", "top" or "function".
         batch_size: Of the what-ifs.
@@ -83,7 +83,7 @@ class Spec(Literal):
 LAYOUTS = {"image": "image", "photo": "image", "signal": "words", "ids": "words", "table": "vector", "bag": "image"}
 SHAPES = {"image": (3, 6, 5), "photo": (1, 4, 6), "signal": (4, 5), "ids": (4,), "table": (6,), "bag": (3, 2, 4, 4)}
 FUSES = ("sum", "cat", "mul", "cross", "cross_written", "stack", "difference_", "gated", "contrast")
-CALLS = ("positional", "keyword", "dict", "list", "nested", "mixed")
+CALLS = ("positional", "keyword", "dict", "list", "tuple", "nested", "mixed")
 # What stands beside the streams; those of SAME are the same for all samples.
 SIDES = ("lengths", "flags", "weights", "rows", "captions", "bags", "mask", "names", "scale", "size", "nothing", "prompts",
          "ignored", "unread")  # fmt: skip
@@ -310,8 +310,9 @@ def packed(spec: Spec, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict
             return tuple(values.values()), {}
         case "dict":
             return (dict(values),), {}
-        case "list":
-            return ([values[name] for name in names],), {}
+        case "list" | "tuple":
+            several = [values[name] for name in names]
+            return (several if spec.call == "list" else tuple(several),), {}
         case "nested":
             return ({"first": values[names[0]], "rest": {name: values[name] for name in names[1:]}},), {}
         case "mixed":
@@ -324,7 +325,7 @@ def call_of(spec: Spec, values: Mapping[str, Any]) -> Any:
     args, kwargs = packed(spec, values)
     if "prompts" in values:
         return Inputs(*args, **kwargs).constant(leaf(spec, "prompts"))
-    if spec.call in ("dict", "nested", "mixed"):
+    if spec.call in ("dict", "tuple", "nested", "mixed"):
         return Inputs(*args, **kwargs)
     return args[0] if spec.call == "list" else kwargs or args
 
@@ -332,7 +333,7 @@ def call_of(spec: Spec, values: Mapping[str, Any]) -> Any:
 def leaf(spec: Spec, name: str) -> str:
     """What the package calls an input."""
     names = [*(stream.name for stream in spec.streams), *spec.sides]
-    if spec.call == "list":
+    if spec.call in ("list", "tuple"):
         return f"batch.{names.index(name)}"
     if spec.call == "nested":
         return "batch.first" if name == names[0] else f"batch.rest.{name}"
@@ -342,13 +343,13 @@ def leaf(spec: Spec, name: str) -> str:
 def build(spec: Spec) -> nn.Module:
     """The model of a spec, always the same, somewhere in the middle of its training."""
     names = [*(stream.name for stream in spec.streams), *spec.sides]
-    wrapped = spec.call in ("dict", "list", "nested")
+    wrapped = spec.call not in ("positional", "keyword", "mixed")
 
     def forward(self: Net, *args: Any, **kwargs: Any) -> Any:
         if not wrapped:
             return self.compute(dict(zip(names, args, strict=False)) | kwargs)
         (batch,) = args
-        if spec.call == "list":
+        if spec.call in ("list", "tuple"):
             return self.compute(dict(zip(names, batch, strict=True)))
         return self.compute({names[0]: batch.pop("first"), **batch["rest"]} if spec.call == "nested" else batch)
 

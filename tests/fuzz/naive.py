@@ -219,14 +219,21 @@ def shapley(players: int, value: Callable[[tuple[bool, ...]], float]) -> Tensor:
     return found
 
 
-def contribution(case: Case, players: Sequence[Sequence[str]], baseline: Mapping[str, float]) -> Tensor:
+def contribution(case: Case, players: Sequence[Sequence[str]], absent: Mapping[str, Tensor]) -> Tensor:
+    """The shares of the players and the scores without and with all of them; what is absent has a mean over rows `(n …)`."""
+
     def value(sample: int, there: Sequence[bool]) -> float:
         gone = [name for names, here in zip(players, there, strict=True) if not here for name in names]
-        return case.value(sample, {name: torch.full_like(case.sample(name, sample), baseline[name]) for name in gone})
+        count = len(next(iter(absent.values())))
+        every = [case.value(sample, {name: absent[name][i : i + 1] for name in gone}) for i in range(count)]
+        return sum(every) / count
 
-    return torch.stack(
-        [shapley(len(players), lambda there, s=sample: value(s, there)) for sample in range(case.spec.batch)]
-    )
+    rows = []
+    for sample in range(case.spec.batch):
+        ends = [value(sample, [here] * len(players)) for here in (False, True)]
+        shares = shapley(len(players), lambda there, s=sample: value(s, there))
+        rows.append(torch.cat([shares, torch.tensor(ends, dtype=shares.dtype)]))
+    return torch.stack(rows)
 
 
 def region_contribution(case: Case, cuts: Mapping[str, tuple[int, int]], baseline: float) -> Tensor:
