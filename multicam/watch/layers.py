@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -79,6 +80,7 @@ class Tap:
     shape: torch.Size | None = None
     reshape: Reshape | None = None
     under_no_grad: bool = False
+    elsewhere: bool = False  # whether another thread of the pass called it
 
     @property
     def label(self) -> str:
@@ -155,11 +157,13 @@ class Taps:
             MulticamError: At the end of the block, if a layer was never called, or called more often than asked for.
         """
         taps = [Tap(layer, path, self.paths[path]) for layer, path in zip(self.layers, self.names, strict=True)]
+        thread = get_ident()
 
         def tapped(module: nn.Module, _: Any, output: Any) -> Any:
             for i, tap in enumerate(taps):
                 if tap.module is not module:
                     continue
+                tap.elsewhere |= get_ident() != thread
                 if tap.calls == (tap.layer.call or 0):
                     output = rebuild(output, partial(exchange, tap.pick(output), i, tap))
                 tap.calls += 1
@@ -205,6 +209,11 @@ class Taps:
             raise MulticamError(
                 f"layer {tap.label!r} ({type(tap.module).__name__}) was never called in this forward pass, or {why}{hint}. "
                 "list_layers(model, inputs) shows every layer that is called"
+            )
+        if tap.calls > 1 and tap.elsewhere:
+            raise MulticamError(
+                f"layer {tap.path!r} is called {tap.calls} times in one forward pass, in threads, so chance decides which call is the first; take a "
+                "layer that is called once, or call this one in one thread"
             )
         if tap.layer.call is None and tap.calls > 1:
             raise MulticamError(
