@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from multicam.call.inputs import Inputs
 from multicam.errors import MulticamError
+from multicam.watch.saved import Kept, refuses_hooks
 
-T = TypeVar("T")
 SMALL = 2**12  # numbers up to which a tensor is copied before every pass: cheaper than to watch it
 FIRST = 2**24  # the same for the first pass of a kind, and what is no parameter
 SAMPLES = 64  # numbers by which a pass is seen to have written where nobody saw it
@@ -175,7 +175,7 @@ class Memory:
         held = any(_address(memory) in self._sizes for memory in plain(x))
         return x.detach().clone() if held else x.detach()
 
-    def keep(self, x: Tensor) -> "Kept":
+    def keep(self, x: Tensor) -> Kept:
         """The values that a tensor has now, whoever writes into it later in a watched pass; copied only then."""
         kept = Kept(x)
         if has_memory(x):
@@ -196,7 +196,7 @@ class Memory:
             with saved_tensors_hooks(self.keep, Kept.unpacked):
                 yield
         except (RuntimeError, MulticamError) as error:
-            self._known.transforms = _refuses_hooks(error)
+            self._known.transforms = refuses_hooks(error)
             raise
 
     def __enter__(self) -> "Memory":
@@ -263,6 +263,10 @@ class Memory:
         self._set_apart(x)  # what is saved for a backward pass may be what the pass left there
         x.copy_(values)
 
+    def forget(self) -> None:
+        """Have the next pass of this kind watched."""
+        self._known.kinds.discard(self._kind)
+
     def restore(self) -> None:
         """Put everything back, values and memory; it may be called again where it was interrupted."""
         self.put_back()
@@ -278,51 +282,10 @@ class Memory:
                     torch._C._autograd._unsafe_set_version_counter((x,), (version,))
         self._known.written |= self.lost
         if self._overwrites:
-            self._known.kinds.discard(self._kind)
+            self.forget()
         self.rewind = _nothing  # it may hold this in a cycle
         for everything in (self._versions, self._held, self._kept, self._flat, self._large, self._sizes):
             everything.clear()
-
-
-class Kept:
-    """The values of a tensor at the time when it was kept."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.value = x.detach()
-        self._version = self.value._version
-
-    def copy(self) -> None:
-        """Have the values apart from now on."""
-        self.value = self.value.clone()
-        self._version = self.value._version
-
-    def unpacked(self) -> Tensor:
-        """The values.
-
-        Raises:
-            MulticamError: If they were overwritten after the pass.
-        """
-        if self.value._version != self._version:
-            raise MulticamError(
-                f"a tensor of shape {tuple(self.value.shape)} that the gradient needs was written into after the forward pass; "
-                "run the model and the backward pass again, or write into a copy of it"
-            )
-        return self.value
-
-
-def retried(run: Callable[[], T]) -> T:
-    """What `run` returns; once more where a pass in it must do without `Memory.saving`, which its memory knows by then."""
-    try:
-        return run()
-    except (RuntimeError, MulticamError) as error:
-        if not _refuses_hooks(error):
-            raise
-    return run()
-
-
-def _refuses_hooks(error: Exception) -> bool:
-    """Whether an error says that `torch.func` runs under no hooks of saved tensors."""
-    return "saved tensor hooks" in str(error)
 
 
 class Writes(TorchDispatchMode):

@@ -16,9 +16,9 @@ from multicam.call.scorer import OutputLike, select_output
 from multicam.errors import MulticamError
 from multicam.watch.checkpoints import Recomputed, running
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
-from multicam.watch.memory import retried
 from multicam.watch.reshape import as_it_is, positions
 from multicam.watch.rows import settled
+from multicam.watch.saved import overwritten, retried
 from multicam.watch.undisturbed import module_by_module, undisturbed, unwrapped
 
 FLAT = 4  # axes of what a tool with a canvas of rows and columns can lay on it: samples, channels, rows and columns
@@ -187,12 +187,21 @@ class PackedModel(nn.Module):
             Recomputed() if graph and memory.watched else nullcontext() as recomputed,
         ):
             returned = call.run(self.model)
-            if recomputed and (recomputed.reentrant or (recomputed.found and training)):
-                raise MulticamError(
-                    f"parts of {type(self.model).__name__} run once more during the backward pass (torch.utils.checkpoint), which a tool "
-                    f"runs by itself: {'in training mode' if training else 'their parameters would get gradients'}; {TURN_OFF}"
-                )
-            return returned
+        if recomputed and recomputed.found:
+            memory.forget()
+            self._refuse_changes(recomputed, training)
+        if graph and not memory.watched and overwritten(returned):
+            memory.forget()  # unlike its first pass, this one overwrites what its gradients need
+            return self._run(packed)
+        return returned
+
+    def _refuse_changes(self, recomputed: Recomputed, training: bool) -> None:
+        """Refuse a model that a tool's backward pass would run once more, where that changes it or is in training mode."""
+        if recomputed.reentrant or training:
+            raise MulticamError(
+                f"parts of {type(self.model).__name__} run once more during the backward pass (torch.utils.checkpoint), which a tool "
+                f"runs by itself: {'in training mode' if training else 'their parameters would get gradients'}; {TURN_OFF}"
+            )
 
     def _through_tap(self, graph: bool, i: int, tap: Tap, x: Tensor) -> Tensor:
         assert tap.reshape is not None

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from multicam.call.tree import rebuild
 from multicam.watch.attributes import Attributes
 from multicam.watch.hooks import has_others
-from multicam.watch.memory import Kept, Memory
+from multicam.watch.memory import Memory
 from multicam.watch.module_calls import Key, ModuleCall, Rows, every_call, rounding, tensors_of
 from multicam.watch.plain import has_memory
+from multicam.watch.saved import Kept
 from multicam.watch.taint import Taint
 
 # From the output of a pass, and the sample that each of its rows stems from, to the scores of the rows.

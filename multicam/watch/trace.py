@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointError
 
@@ -19,10 +18,10 @@ from multicam.call.tree import rebuild
 from multicam.errors import MulticamError
 from multicam.watch.finite import CHANGED, Asked, Change, How, check_gradient, check_layer
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
-from multicam.watch.memory import retried
 from multicam.watch.replay import Replay
 from multicam.watch.reshape import Tokens, positions
 from multicam.watch.rows import settled
+from multicam.watch.saved import overwrites, retried
 from multicam.watch.undisturbed import undisturbed, unwrapped
 
 
@@ -139,6 +138,7 @@ class Trace:
                 self.scorer = Scorer(target, output).pinned(output_tensor)
                 self._scores = self.scorer.of_picked(output_tensor, batch)
                 self.output = rebuild(output_tensor, lambda _, leaf: memory.apart(leaf))
+            self._memory = memory
             return seen
 
         seen = retried(observed)
@@ -321,10 +321,9 @@ class Trace:
             try:
                 found = torch.autograd.grad(self._scores.sum(), wanted, allow_unused=True)
             except (CheckpointError, RuntimeError) as error:
-                if "inplace operation" in str(error):
-                    # The model overwrites what its gradient needs. Keeping that costs time, so it is done for those models only.
-                    with allow_mutation_on_saved_tensors():
-                        return self._anew()._backward
+                if overwrites(error) and not self._memory.watched:
+                    self._memory.forget()  # the model overwrites what its gradient needs, unlike in its first pass
+                    return self._anew()._backward
                 if "checkpoint" not in str(error).lower():
                     raise
                 raise MulticamError(

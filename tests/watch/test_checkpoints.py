@@ -100,6 +100,17 @@ def test_a_model_that_goes_into_training_is_refused_from_then_on() -> None:
         packed(packed.pack(INPUTS))
 
 
+def test_nothing_runs_once_more_before_the_backward_pass() -> None:
+    """Whoever looks at what such a part saved makes it run."""
+    model = made(False)
+    packed = PackedModel(model, INPUTS, "norm")
+    runs: list[int] = []
+    model.part[0].register_forward_hook(lambda module, args, output: runs.append(1))
+    for count in (1, 2, 3):
+        packed(packed.pack(INPUTS))
+        assert len(runs) == count
+
+
 @every_way
 def test_a_tap_in_such_a_part_is_refused(reentrant: bool) -> None:
     packed = PackedModel(made(reentrant), INPUTS, "part.0")

@@ -135,7 +135,7 @@ def made(join: Callable[[Overwriting, Tensor, Tensor], Tensor]) -> tuple[Overwri
         return Overwriting(join).eval(), {"rgb": torch.rand(2, 3, 6, 6), "ir": torch.rand(2, 1, 6, 6)}
 
 
-def by_hand(model: Overwriting, inputs: dict[str, Tensor], layer: str) -> tuple[Tensor, Tensor]:
+def by_hand(model: nn.Module, inputs: dict[str, Tensor], layer: str) -> tuple[Tensor, Tensor]:
     """Activations and gradients of a layer in a copy of the model that writes into copies."""
     twin = copy.deepcopy(model)
     twin.in_place = False
@@ -269,3 +269,35 @@ def test_a_tap_further_on_does_not_stand_for_one_further_back() -> None:
     (found,) = torch.autograd.grad(late(x)[:, CLASS].sum(), x)
     expected = nn.functional.conv_transpose2d(gradient, model.rgb.weight, padding=1)
     torch.testing.assert_close(found[:, :3], expected)
+
+
+class Masking(nn.Module):
+    """What is masked, and overwritten for it, depends on the photo."""
+
+    def __init__(self, in_place: bool = True) -> None:
+        super().__init__()
+        self.rgb, self.ir, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+        self.register_buffer("count", torch.ones(4, 1, 1))
+        self.in_place = in_place
+
+    def forward(self, rgb: Tensor, ir: Tensor) -> Tensor:
+        x, count = (self.rgb(rgb) + self.ir(ir)).exp(), self.count
+        y = x * x
+        if (rgb < 0.5).any():
+            x = x.mul_(2) if self.in_place else x * 2
+            count = count.add_(2) if self.in_place else count + 2
+        return self.head((x * count + y).mean((2, 3)))
+
+
+def test_a_pass_that_overwrites_what_the_first_did_not_is_run_again_and_all_later_ones_are_watched() -> None:
+    model = Masking()
+    twin = copy.deepcopy(model)
+    twin.in_place = False
+    ir = torch.rand(1, 1, 6, 6)
+    packed = PackedModel(model, {"rgb": torch.ones(1, 3, 6, 6), "ir": ir}, "ir")
+    for rgb in (torch.ones(1, 3, 6, 6), torch.zeros(1, 3, 6, 6), torch.ones(1, 3, 6, 6), torch.zeros(1, 3, 6, 6)):
+        inputs = {"rgb": rgb, "ir": ir}
+        acts, gradient = by_hand(twin, inputs, "ir")
+        torch.testing.assert_close(tapped(packed, packed.pack(inputs)), (acts, gradient))
+        torch.testing.assert_close(Trace(model, inputs, {"it": "ir"}, CLASS).sites["it"].grads, gradient)
+        assert torch.equal(model.count, torch.ones(4, 1, 1))
