@@ -16,7 +16,7 @@ from multicam.call.baselines import Baseline, baselines
 from multicam.call.inputs import Inputs
 from multicam.call.scorer import Scorer
 from multicam.chance import value_range
-from multicam.errors import MulticamError
+from multicam.errors import MulticamError, out_of_memory
 from multicam.watch.undisturbed import undisturbed
 
 OVERFLOW = "float16 weights overflow often; use bfloat16 or float32"
@@ -131,7 +131,7 @@ class Asked:
         """What to say of a score that is NaN or infinite while the inputs of one sample have these values `(1 …)`, or are None."""
         one = self._one(sample)
         rows = {name: x for name, x in values.items() if one is None or not _same(x, one.call.leaves.get(name))}
-        alone = {name: one._fails({name: x}) if one and len(rows) > 1 else None for name, x in rows.items()}
+        alone = {name: self.fails({name: x}, sample) if len(rows) > 1 else None for name, x in rows.items()}
         names = [name for name in rows if alone[name]][:1] or list(rows) or list(values)
         together = " together" * (len(names) > 1 and all(fails is False for fails in alone.values()))
         who = " and ".join(_told(name, values[name], how) for name in names) + together
@@ -141,7 +141,8 @@ class Asked:
     def fails(self, values: Mapping[str, Any], sample: int) -> bool | None:
         """Whether the score of a sample with these inputs `(1 …)` is not finite; None where the model does not run it alone."""
         one = self._one(sample)
-        return None if one is None else one._fails(values)
+        score = one._score(values) if one else None
+        return None if score is None else not isfinite(score)
 
     def _one(self, sample: int) -> "Asked | None":
         """The same of one sample, if its call can be made."""
@@ -151,30 +152,39 @@ class Asked:
             return None
         return Asked(self.model, call, self.scorer.take([sample]))
 
-    def _fails(self, values: Mapping[str, Any]) -> bool | None:
-        """Whether the score of this one sample with changed inputs is not finite; None where the model does not run it alone."""
+    def _score(self, values: Mapping[str, Any]) -> float | None:
+        """The score of this one sample with changed inputs; None where the model does not run it alone."""
         call = self.call.replace(values)
         try:
             with undisturbed(self.model, graph=False, call=call) as memory:
-                return not isfinite(self.scorer.of(memory.call.run(self.model), 1))
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+                return float(self.scorer.of(memory.call.run(self.model), 1))
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            if out_of_memory(error):
+                raise
             return None
 
     def _advice(self, names: Sequence[str], values: Mapping[str, Any], how: How) -> str:
-        """The way out of a baseline: another one, with which this sample was tried."""
+        """The way out of a baseline: of others, with which this sample was tried, the one that changes the score least.
+
+        At a constant, a spread is often not zero but what rounding leaves of it, and the score is finite and means nothing.
+        """
         name, others = names[0], "a tensor that the model takes" + ", or references=… of real inputs" * how.references
-        tried = []
-        if len(names) == 1 and isinstance(values[name], Tensor):
-            leaf = self.call.leaves[name]
+        found, tried, unchanged = {}, [], self._score({})
+        if len(names) == 1 and isinstance(values[name], Tensor) and unchanged is not None:
+            leaf, given = self.call.leaves[name], _plain(how.given(name))
             kept = values[name].to(leaf) == leaf
-            for other in (other for other in BASELINES if other != _plain(how.given(name))):
+            for other in (other for other in BASELINES if isinstance(given, Tensor) or other != given):
                 try:
                     row = torch.where(kept, leaf, baselines(self.call, [name], other)[name])
                 except MulticamError:  # this input can have no such baseline
                     continue
-                if self._fails({name: row}) is False:
-                    return f"the model is not defined there; give another baseline, such as baseline={{{name!r}: {other!r}}}"
+                score = self._score({name: row})
+                if score is not None and isfinite(score):
+                    found[repr(other)] = abs(score - unchanged)
                 tried.append(repr(other))
+        if found:
+            best = min(found, key=found.__getitem__)
+            return f"the model is not defined there; give another baseline, such as baseline={{{name!r}: {best}}}"
         nor = f", nor at {', '.join(tried)}" if tried else ""
         return f"the model is not defined there{nor}; give another baseline, {others}"
 

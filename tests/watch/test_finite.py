@@ -145,6 +145,19 @@ def test_where_no_baseline_does_those_that_were_tried_are_said() -> None:
         trace.rescore({"x": zeros(x)}, 0, How(baseline=0.0, references=True))
 
 
+def test_a_baseline_where_rounding_makes_the_score_is_not_advised(two: dict[str, Tensor]) -> None:
+    """The spread of equal numbers is not always zero as computed."""
+    trace = Trace(Spread().double(), {name: x.double() for name, x in two.items()}, {}, 0)
+    level = {name: x.mean((2, 3), keepdim=True).expand(x.shape) for name, x in trace.inputs.leaves.items()}
+    far = [
+        not score.isfinite() or (score - trace.scores[i]).abs() > 1e3
+        for i, score in enumerate(trace.model(**level)[:, 0])
+    ]
+    assert all(far)
+    with pytest.raises(MulticamError, match=r"such as baseline=\{'depth': 'blur'\}"):
+        trace.rescore({"depth": zeros(two["depth"]).double()}, 0, How(baseline=torch.zeros(1, 6, 6)))
+
+
 def test_a_changed_pass_names_what_was_changed_and_whose(two: dict[str, Tensor]) -> None:
     trace = Trace(Spread(), two, {}, 0)
     noisy = {"rgb": two["rgb"][[1, 1, 0]] + 0.1, "depth": two["depth"][[1, 1, 0]]}
