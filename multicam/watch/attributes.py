@@ -75,8 +75,14 @@ class Attributes:
                         switches.append(value)
                 elif kind is not tuple or not PLAIN.issuperset(map(type, value)):
                     self._open.append(((place, name), value))
-            buffers = attributes.get("_buffers", {})
-            self.tensors.update((f"{place}.{name}", x) for name, x in buffers.items() if x is not None)
+            for name, x in module._buffers.items():
+                if type(x) is Tensor:
+                    self.tensors[f"{place}.{name}"] = x
+                elif x is not None:
+                    self._open.append(((place, name), x))
+            for name, x in module._parameters.items():
+                if type(x) is not nn.Parameter and x is not None:
+                    self._open.append(((place, name), x))
         while self._open:
             self._note(*self._open.pop())
 

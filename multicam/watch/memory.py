@@ -1,6 +1,5 @@
 """Memory that a pass may write into and that is not its own: copied before, and put back."""
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,16 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch._C._nn import flatten_dense_tensors, unflatten_dense_tensors
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode,
+)
 from torch.utils._pytree import tree_leaves
 
 from multicam.call.inputs import Inputs
 from multicam.errors import MulticamError
 from multicam.watch.saved import Kept, refuses_hooks
+from multicam.watch.plain import address, has_memory, is_same, is_usual, plain, same_bytes, sampled
 
 SMALL = 2**12  # numbers up to which a tensor is copied before every pass: cheaper than to watch it
 FIRST = 2**24  # the same for the first pass of a kind, and what is no parameter
-SAMPLES = 64  # numbers by which a pass is seen to have written where nobody saw it
 
 # What operations write into without saying so in their schema, by the places of their arguments.
 UNSAID = {
@@ -32,18 +34,6 @@ UNSAID = {
     "aten::batch_norm_gather_stats": (3, 4),
     "aten::batch_norm_gather_stats_with_counts": (3, 4),
 }
-
-# What holds the memory of sparse tensors.
-SPARSE = {
-    torch.sparse_coo: ("_indices", "_values"),
-    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
-    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
-    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
-    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
-}
-USUAL = {torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool}
-# Numbers of less than a byte, which PyTorch moves and does not copy.
-SHELLS = {kind for name, kind in vars(torch).items() if re.fullmatch(r"u?int[1-7]|bits\w+", name)}
 
 
 class _Known:
@@ -100,9 +90,8 @@ class Memory:
     Attributes:
         call: The same call with tensors that share its memory, which is put back; they have no gradients.
         watched: Whether the pass is watched.
-        rewind: Puts back what one pass of several in a block changed, before the next.
+        also: What `rewind` puts back besides.
         lost: The names of what was written where nobody saw it, after `restore`: it is changed, and will be copied next time.
-        outside: What a watched pass changed that does not belong to the model, by name: it stays changed.
     """
 
     def __init__(self, model: nn.Module, kind: Hashable, call: Inputs | None) -> None:
@@ -110,7 +99,6 @@ class Memory:
         self._kind = kind, *(_described(name, leaf) for name, leaf in (call.leaves if call else {}).items())
         self.watched = self._kind not in self._known.kinds
         self.lost: set[str] = set()
-        self.outside: list[str] = []
         self._held: dict[int, tuple[Tensor, Tensor, bool]] = {}  # by identity, with another view of the same memory
         self._versions: list[tuple[str, Tensor, int]] = []
         self._sizes: dict[int, tuple[Any, int]] = {}  # of each memory, by its address
@@ -120,7 +108,7 @@ class Memory:
         self._overwrites = False
         self._mode: Writes | None = None
         self.call = self._lent(call or Inputs())
-        self.rewind: Callable[[], object] = self.put_back
+        self.also: list[Callable[[], object]] = []
 
     def protect(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Put these back after the pass, by names that are the same in every pass."""
@@ -131,28 +119,28 @@ class Memory:
 
     def _hold(self, name: str, x: Tensor) -> None:
         alias = x.data  # with a version of its own
-        usual = _is_usual(x)
+        usual = is_usual(x)
         self._held[id(x)] = x, alias, usual
         if not alias.is_inference():
             self._versions.append((name, x, x._version))
         for memory in (alias,) if usual else plain(alias):
             storage, numbers = memory.untyped_storage(), memory.numel()
-            size, address = storage.nbytes(), storage._cdata
+            size, where = storage.nbytes(), storage._cdata
             if not size:  # a part of a distributed model, which is elsewhere
                 continue
-            self._sizes[address] = storage, size
+            self._sizes[where] = storage, size
             if numbers <= SMALL:
                 self._flat[memory.dtype, memory.device].tensors.append(memory)
                 continue
             large = _Large(name, memory)
-            self._large[address].append(large)
+            self._large[where].append(large)
             eagerly = self.watched and numbers <= FIRST and not isinstance(x, nn.Parameter)
             if eagerly or name in self._known.written:
                 large.values = memory.clone()
             else:
                 flat = self._flat[memory.dtype, memory.device]
                 flat.samples[len(flat.tensors)] = name
-                flat.tensors.append(_sampled(memory))
+                flat.tensors.append(sampled(memory))
 
     def _lent(self, call: Inputs) -> Inputs:
         self.protect((f"input {name}", leaf) for name, leaf in call.leaves.items() if isinstance(leaf, Tensor))
@@ -172,14 +160,14 @@ class Memory:
         """A tensor without gradient whose memory is not put back; anything else as it is."""
         if not isinstance(x, Tensor):
             return x
-        held = any(_address(memory) in self._sizes for memory in plain(x))
+        held = any(address(memory) in self._sizes for memory in plain(x))
         return x.detach().clone() if held else x.detach()
 
     def keep(self, x: Tensor) -> Kept:
         """The values that a tensor has now, whoever writes into it later in a watched pass; copied only then."""
         kept = Kept(x)
         if has_memory(x):
-            self._kept[_address(x)].append(kept)
+            self._kept[address(x)].append(kept)
         return kept
 
     @contextmanager
@@ -214,45 +202,55 @@ class Memory:
             if error[0] is None:
                 self._known.kinds.add(self._kind)
 
+    def rewind(self) -> None:
+        """Put back what one pass of several in the block changed, before the next, which is not watched."""
+        if self._mode is not None and _get_current_dispatch_mode() is self._mode:
+            self.__exit__(None, None, None)
+        for put_back in self.also:
+            put_back()
+        self.put_back()
+
     def about_to_write(self, x: Tensor) -> None:
         """Copy what is protected or kept in the memory of a tensor that is about to be written into."""
         self._may_be_written(x)
         for memory in plain(x):
-            self._known.written.update(large.name for large in self._large.get(_address(memory), ()))
+            self._known.written.update(large.name for large in self._large.get(address(memory), ()))
             self._set_apart(memory)
 
     def _may_be_written(self, x: Tensor) -> None:
         for memory in plain(x):
-            for large in self._large.get(_address(memory), ()):
+            for large in self._large.get(address(memory), ()):
                 if large.values is None:
                     large.values = large.memory.clone()
 
     def _set_apart(self, memory: Tensor) -> None:
-        for kept in self._kept.pop(_address(memory), ()):
+        for kept in self._kept.pop(address(memory), ()):
             self._overwrites = True
             kept.copy()
 
     def put_back(self) -> None:
         """Put the values of everything back; it may be called again where it was interrupted."""
-        larges = [large for at_address in self._large.values() for large in at_address]
-        for address, (storage, size) in self._sizes.items():
+        larges = [large for there in self._large.values() for large in there]
+        for where, (storage, size) in self._sizes.items():
             if storage.nbytes() != size:
-                self.lost.update(large.name for large in self._large.get(address, ()) if large.values is None)
+                freed = self._large.get(where, [])
+                self._known.written.update(large.name for large in freed)
+                self.lost.update(large.name for large in freed if large.values is None)
                 storage.resize_(size)
         with torch._C.DisableTorchFunction(), torch.no_grad():
             for large in larges:
-                if large.values is not None and not _same_bytes(large.memory, large.values):
+                if large.values is not None and not same_bytes(large.memory, large.values):
                     self._known.written.add(large.name)
                     self._write(large.memory, large.values)
             for flat in self._flat.values():
                 now = flat.now()
-                if flat.before is not None and not _same_bytes(now, flat.before):
+                if flat.before is not None and not same_bytes(now, flat.before):
                     self._put_back(flat, now, flat.before)
 
     def _put_back(self, flat: _Flat, now: Tensor, before: Tensor) -> None:
         values = (unflatten_dense_tensors(x, flat.tensors) for x in (now, before))
         for place, (x, found, wanted) in enumerate(zip(flat.tensors, *values, strict=True)):
-            if _same_bytes(found, wanted):
+            if same_bytes(found, wanted):
                 continue
             if place in flat.samples:
                 self.lost.add(flat.samples[place])
@@ -273,7 +271,7 @@ class Memory:
         unseen = {large.name for larges in self._large.values() for large in larges if large.values is None}
         with torch._C.DisableTorchFunction():
             for x, alias, usual in self._held.values():
-                if not (x.dtype is alias.dtype and x.is_set_to(alias) if usual else _is_same(x, alias)):
+                if not (x.dtype is alias.dtype and x.is_set_to(alias) if usual else is_same(x, alias)):
                     x.data = alias  # the pass gave it other memory
             for name, x, version in self._versions:
                 if x._version != version:
@@ -283,7 +281,6 @@ class Memory:
         self._known.written |= self.lost
         if self._overwrites:
             self.forget()
-        self.rewind = _nothing  # it may hold this in a cycle
         for everything in (self._versions, self._held, self._kept, self._flat, self._large, self._sizes):
             everything.clear()
 
@@ -334,85 +331,7 @@ def _tensors(given: Any) -> list[Tensor]:
     return [given] if isinstance(given, Tensor) else [x for x in tree_leaves(given) if isinstance(x, Tensor)]
 
 
-def has_memory(x: Tensor) -> bool:
-    """Whether a tensor is plain memory: neither sparse nor nested, nor the wrapper of a function transform."""
-    if x.layout is not torch.strided or x.is_nested or x.is_meta:
-        return False
-    try:
-        x.untyped_storage()
-    except (NotImplementedError, RuntimeError):
-        return False
-    return True
-
-
-def plain(x: Tensor) -> list[Tensor]:
-    """The plain tensors that share the memory of a tensor, with each number once; none where it has no memory to be reached."""
-    if type(x) is not Tensor and is_traceable_wrapper_subclass(x):
-        return [memory for name in x.__tensor_flatten__()[0] for memory in plain(getattr(x, name))]
-    if x.layout is not torch.strided:
-        return [getattr(x, name)() for name in SPARSE.get(x.layout, ())]
-    if x.is_nested:
-        return [x.values()]
-    if not has_memory(x) or not x.numel():
-        return []
-    if x.is_quantized or x.dtype in SHELLS:
-        return [torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.untyped_storage())]
-    if x.dtype.is_complex and x.is_conj():
-        x = x.conj()
-    if x.is_neg():
-        x = torch._neg_view(x)
-    if not x.is_contiguous() and torch._debug_has_internal_overlap(x) == 1:
-        x = x[tuple(slice(None, None if stride else 1) for stride in x.stride())]
-    return [x]
-
-
 def _described(name: str, leaf: Any) -> Hashable:
     if isinstance(leaf, Tensor):
         return name, leaf.shape, leaf.dtype
     return name, type(leaf), leaf if isinstance(leaf, str | int | float) else None
-
-
-def _sampled(x: Tensor) -> Tensor:
-    """Some of the numbers of a tensor, all over it."""
-    if x.is_contiguous():
-        return x.view(-1)[:: x.numel() // SAMPLES]
-    each = max(1, round(SAMPLES ** (1 / x.ndim)))
-    return x[tuple(slice(None, None, max(1, side // each)) for side in x.shape)]
-
-
-def _same_bytes(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors are the same bit for bit, NaN and the sign of zero included."""
-    return torch.equal(_bytes(x), _bytes(y))
-
-
-def _bytes(x: Tensor) -> Tensor:
-    return x.contiguous().flatten().view(torch.uint8)
-
-
-def _is_usual(x: Tensor) -> bool:
-    """Whether a tensor is as nearly all are, told fast: numbers of a usual kind side by side."""
-    return (
-        (type(x) is nn.Parameter or type(x) is Tensor)
-        and x.dtype in USUAL
-        and x.layout is torch.strided
-        and not x.is_nested
-        and x.is_contiguous()
-        and not x.is_neg()
-    )
-
-
-def _is_same(x: Tensor, alias: Tensor) -> bool:
-    """Whether a tensor still is the view of its memory that another one is; not told of those that are made of several."""
-    if is_traceable_wrapper_subclass(x):
-        return True  # its parts are attributes
-    if x.layout is not torch.strided or x.is_nested or x.is_quantized:
-        return False
-    return x.dtype is alias.dtype and x.is_set_to(alias)
-
-
-def _address(x: Tensor) -> int:
-    return int(x.untyped_storage()._cdata)
-
-
-def _nothing() -> None:
-    pass

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from multicam.watch.attributes import PLAIN, Attributes
-from multicam.watch.memory import SMALL, has_memory
+from multicam.watch.memory import SMALL
+from multicam.watch.plain import has_memory
 
 Read = Callable[[], Any]
 

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from multicam.call.tree import leaves
-from multicam.watch.memory import has_memory, written_arguments
+from multicam.watch.memory import written_arguments
+from multicam.watch.plain import has_memory
 
 
 class Taint(TorchDispatchMode):

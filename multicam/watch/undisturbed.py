@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,12 +18,16 @@ from multicam.call.inputs import Inputs
 from multicam.errors import MulticamError, unknown
 from multicam.watch.attributes import Attributes
 from multicam.watch.memory import Memory
+from multicam.watch.module_calls import alike, tensors_of
 from multicam.watch.outside import Outside
 from multicam.watch.recurrent import without_cudnn
 from multicam.watch.switches import Switches
-from multicam.watch.threads import at_work, own
+from multicam.watch.threads import at_work, lend
 
 LOCK = threading.RLock()  # the flags of a model are one for all threads
+
+# Whether two passes of a model differ, by the names of what a pass changes that does not belong to it.
+_DIFFER: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], bool]] = WeakKeyDictionary()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -62,7 +67,8 @@ def undisturbed(
     path), recurrent layers run without cuDNN where there is a graph, and no other thread runs a model in here meanwhile. Restored are the
     attributes of modules (training flags, hooks, what a forward leaves there), containers and objects among them, `requires_grad` and `.grad`,
     the values and memory of parameters, buffers and other tensors, the switches of PyTorch, and the random state of torch, NumPy and Python,
-    also where the block raises or is interrupted. What a forward keeps in other places is told, see `Memory.outside`, and stays.
+    also where the block raises or is interrupted. What a forward keeps in other places stays; where it changes what the
+    model returns, a warning names it.
 
     Args:
         model: Any module.
@@ -89,7 +95,7 @@ def undisturbed(
                     if graph is not None:
                         torch._C._set_grad_enabled(graph)
                     yield memory
-                    memory.outside = before.outside.changed() if before.outside else []
+                    before.look_outside()
         except Exception as error:
             before.restore()
             if before.lost:
@@ -99,19 +105,22 @@ def undisturbed(
             before.restore()
         if before.lost:
             warnings.warn(_told(model, before.lost), stacklevel=3)
+        if call is not None:
+            _doubt(model, call, before.changed, always=bool(graph))
 
 
 class _Before:
     """How a model was before a pass, and the way back; each step of it may be taken twice.
 
     Attributes:
-        outside: What is noted of what does not belong to the model, where the pass is watched.
+        changed: The names of what a watched pass changed that does not belong to the model, which stays.
         lost: The names of what could not be put back, behind the pass.
     """
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], object]] = []
-        self.outside: Outside | None = None
+        self._outside: Outside | None = None
+        self.changed: tuple[str, ...] = ()
         self.lost: set[str] = set()
 
     def __enter__(self) -> None:
@@ -132,6 +141,10 @@ class _Before:
         if errors:
             raise errors[0]
 
+    def look_outside(self) -> None:
+        """See what the pass changed that does not belong to the model."""
+        self.changed = tuple(self._outside.changed()) if self._outside else ()
+
     def set_up(
         self, model: nn.Module, modules: list[nn.Module], graph: bool | None, call: Inputs | None, part: Hashable
     ) -> Memory:
@@ -144,16 +157,13 @@ class _Before:
         self._undo.append(partial(_set_training, training, True))
         _set_training(training, False)
         parameters = dict(_parameters(modules))
-        first = len(self._undo)
-        for device in {p.device for p in parameters.values() if p.device.type == "cuda"}:
-            self._undo.append(partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device))
-        self._undo.append(partial(torch.set_rng_state, torch.get_rng_state()))
-        self._undo.append(partial(random.setstate, random.getstate()))
-        self._undo.append(partial(np.random.set_state, np.random.get_state()))  # noqa: NPY002 (what models and tools still draw from)
+        random_states = _random_states({p.device for p in parameters.values()})
+        self._undo += random_states
         others = {name: leaf for name, leaf in (call.leaves if call else {}).items() if not isinstance(leaf, Tensor)}
         attributes = Attributes(modules, others, foreign=graph is None)
         memory = Memory(model, (graph, part, tuple(attributes.switches)), call)
-        own(list(memory.call.leaves.values()))
+        given = [leaf for leaf in memory.call.leaves.values() if isinstance(leaf, Tensor)]
+        lend(given, common=[*parameters.values(), *attributes.tensors.values()])
         memory.protect(parameters.items())
         memory.protect(attributes.tensors.items())
         gradients = [(p, p.grad) for p in parameters.values()]
@@ -162,8 +172,7 @@ class _Before:
         self._undo.append(partial(_set_gradients, gradients))
         self._undo.append(memory.restore)
         self._undo.append(attributes.restore)
-        state = [attributes.restore, memory.put_back, *self._undo[first:-2]]
-        memory.rewind = lambda: [put_back() for put_back in state]
+        memory.also = [attributes.restore, *random_states]
         # Where no graph is made they stay as they are, because PyTorch chooses kernels by what requires a gradient, also under `no_grad`.
         recorded = graph is not None or torch.is_grad_enabled()
         trainable = [p for p in parameters.values() if p.requires_grad and recorded]
@@ -175,7 +184,7 @@ class _Before:
             without_cudnn(modules)
         self._undo.append(Switches().restore)
         if memory.watched:
-            self.outside = Outside(modules, attributes.left)
+            self._outside = Outside(modules, attributes.left)
         return memory
 
 
@@ -195,6 +204,20 @@ def alone() -> Iterator[None]:
                 switches.restore()
         finally:
             switches.restore()
+
+
+def _random_states(devices: Iterable[torch.device]) -> list[Callable[[], object]]:
+    """The ways back to the states of the random numbers of PyTorch, on the CPU and these devices, Python and NumPy."""
+    return [
+        *(
+            partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device)
+            for device in devices
+            if device.type == "cuda"
+        ),
+        partial(torch.set_rng_state, torch.get_rng_state()),
+        partial(random.setstate, random.getstate()),
+        partial(np.random.set_state, np.random.get_state()),  # noqa: NPY002 (what models and tools still draw from)
+    ]
 
 
 def _set_training(modules: Iterable[nn.Module], training: bool) -> None:
@@ -247,6 +270,40 @@ def _told(model: nn.Module, names: Iterable[str]) -> str:
     return (
         f"{type(model).__name__} wrote into {', '.join(sorted(map(readable, names)))} where it was not seen, so this is changed; it is copied "
         "and put back from now on"
+    )
+
+
+def _doubt(model: nn.Module, call: Inputs, changed: tuple[str, ...], *, always: bool) -> None:
+    """Warn where two passes of a model differ, by a state that does not belong to it; it runs twice more to see that, once.
+
+    Args:
+        model: The model.
+        call: The call that changed something.
+        changed: The names of that.
+        always: Whether to warn also of what earlier passes showed.
+    """
+    known = _DIFFER.setdefault(model, {}) if changed else _DIFFER.get(model, {})
+    if changed and changed not in known:
+        known[changed] = False  # for the passes that look
+        known[changed] = _differs(model, call)
+    names = sorted(
+        {name for names, differ in known.items() if differ and (always or names == changed) for name in names}
+    )
+    if names:
+        warnings.warn(
+            f"two passes of {type(model).__name__} with the same inputs differ, though all that belongs to it was put back: its forward changes "
+            f"{', '.join(names)}, which stays changed, and what is found holds for the state that it had; keep such a state in a module's attribute",
+            stacklevel=4,
+        )
+
+
+def _differs(model: nn.Module, call: Inputs) -> bool:
+    found = []
+    for _ in range(2):
+        with undisturbed(model, graph=False, call=call, part="twice") as memory:
+            found.append([memory.apart(x) for x in tensors_of(memory.call.run(model)).values()])
+    return len(found[0]) != len(found[1]) or not all(
+        x.shape == y.shape and alike(x, y) for x, y in zip(*found, strict=True)
     )
 
 

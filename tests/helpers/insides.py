@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def insides(*values: Any) -> dict[str, Any]:
@@ -45,14 +46,16 @@ def _items(value: Any) -> list[tuple[object, Any]]:
         return list(enumerate(value))
     if isinstance(value, set | frozenset):
         return [(repr(item), item) for item in value]
-    if isinstance(value, type | Tensor | np.ndarray) or (callable(value) and not isinstance(value, torch.nn.Module)):
+    if isinstance(value, Tensor):
+        return list(vars(value).items())
+    if isinstance(value, type | np.ndarray) or (callable(value) and not isinstance(value, torch.nn.Module)):
         return []
     slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if hasattr(value, name)]
     return [*getattr(value, "__dict__", {}).items(), *((name, getattr(value, name)) for name in slots)]
 
 
 def _tensor(x: Tensor) -> Any:
-    if x.is_meta:
+    if x.is_meta or is_traceable_wrapper_subclass(x):
         return x.shape
     if x.layout is not torch.strided:
         return x.layout, x.shape, _bytes(x.detach().to_dense())

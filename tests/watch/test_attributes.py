@@ -331,3 +331,26 @@ def test_what_a_tools_hooks_leave_on_their_modules_stays_for_its_backward_pass()
         assert [list(vars(module)) for module in (hooked, other)] == [before[0] + left, before[1]]
         assert hooked.old == 1
         hooked.__dict__.pop("seen", None)
+
+
+class Counting(nn.Module):
+    steps: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        return x + self.steps
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, torch.ones(3))])
+def test_buffers_of_torchscript_are_put_back(make: Callable[[nn.Module], nn.Module]) -> None:
+    model = make(Counting())
+    before = model.steps.clone()
+    for _ in range(2):
+        with undisturbed(model, graph=False):
+            model(torch.ones(3))
+    assert torch.equal(model.steps, before)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
 from multicam.errors import MulticamError
-from multicam.watch.memory import Writes, has_memory, plain, written_arguments
+from multicam.watch.memory import Writes, written_arguments
 from multicam.watch.undisturbed import undisturbed
 from tests.helpers.insides import changes, insides
+from tests.helpers.wrapped import Wrapped
 
 SIDES = 70, 100  # more numbers than are always copied
 Write = Callable[["Writing", Tensor], Any]
@@ -181,6 +182,16 @@ def test_quantised_tensors_are_put_back() -> None:
         with undisturbed(model, graph=False, call=Inputs(torch.rand(SIDES))) as memory:
             memory.call.run(model)
     assert all(torch.equal(x.int_repr(), y) for x, y in zip((model.many, model.few), before, strict=True))
+
+
+@pytest.mark.parametrize("sides", [SIDES, (2, 3)], ids=["many", "few"])
+def test_tensors_that_are_made_of_others_are_put_back(sides: tuple[int, ...]) -> None:
+    def write(model: Writing, _: Tensor) -> None:
+        model.other.mul_(2)
+        model.other.inner.add_(1)
+        model.another.inner = torch.zeros(sides)
+
+    assert changed_by(write, other=Wrapped(torch.rand(sides)), another=Wrapped(torch.rand(sides))) == []
 
 
 def test_tensors_that_share_memory_are_put_back_together() -> None:
@@ -394,16 +405,3 @@ def test_the_arguments_that_are_written_are_those_of_the_schema_and_those_that_i
     assert written_arguments(aten.add.Tensor) == ()
     assert [name for _, name in written_arguments(aten.native_batch_norm.default)] == ["running_mean", "running_var"]
     assert written_arguments(lambda x: x) == ()
-
-
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested:UserWarning")
-def test_which_tensors_have_memory_of_their_own_kind() -> None:
-    nested = torch.nested.nested_tensor([torch.rand(2), torch.rand(3)])
-    jagged = torch.nested.nested_tensor([torch.rand(2), torch.rand(3)], layout=torch.jagged)
-    assert has_memory(torch.rand(2)) and not has_memory(torch.rand(2, device="meta"))
-    assert not has_memory(nested) and not has_memory(torch.eye(2).to_sparse())
-    torch.vmap(lambda x: x * (1 - has_memory(x)))(torch.rand(2))
-    assert [x.numel() for x in plain(nested)] == [5]
-    assert 5 in [x.numel() for x in plain(jagged)]
-    assert [x.numel() for x in plain(torch.rand(1, 3).expand(5, 3))] == [3]
-    assert plain(torch.rand(0)) == []

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multicam.watch.memory import has_memory
+from multicam.watch.plain import has_memory
 from multicam.watch.taint import Taint
 
 X, Y = 1, 2  # the colours of the two tensors that the programs below are given

@@ -2,12 +2,13 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from multicam.call.inputs import Inputs
 from multicam.errors import MulticamError
 from multicam.watch.undisturbed import alone, find_module, module_paths, undisturbed, unwrapped
 from tests.helpers.insides import changes, insides
@@ -213,3 +214,49 @@ def test_what_could_not_be_put_back_is_told_with_the_error() -> None:
         with undisturbed(second, graph=False):
             second[0].bias.data.zero_()
             second[0].weight.grad.data.zero_()
+
+
+STEPS = {"n": 0}
+
+
+class Outside(nn.Module):
+    """Counts its passes where nobody puts it back, and may or may not use that."""
+
+    def __init__(self, uses: bool) -> None:
+        super().__init__()
+        self.uses, self.head, self.passes = uses, nn.Linear(3, 2), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        STEPS["n"] += 1
+        self.passes += 1
+        out: Tensor = self.head(x) * (1 + self.uses * STEPS["n"])
+        return out
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_two_passes_that_differ_are_told_with_the_name_of_what_they_differ_by(graph: bool) -> None:
+    model, x = Outside(uses=True), torch.rand(1, 3)
+
+    def run() -> None:
+        with undisturbed(model, graph, call=Inputs(x)) as memory:
+            memory.call.run(model)
+
+    STEPS["n"] = 0
+    with pytest.warns(
+        UserWarning, match="two passes of Outside with the same inputs differ.* its forward changes STEPS,"
+    ):
+        run()
+    assert (STEPS["n"], model.passes) == (3, 0)
+    # Each map carries its doubt; what-ifs are many.
+    with pytest.warns(UserWarning, match="two passes of Outside") if graph else nullcontext():
+        run()
+    assert STEPS["n"] == 4
+
+
+def test_a_count_outside_that_changes_no_score_is_no_doubt() -> None:
+    model, x = Outside(uses=False), torch.rand(1, 3)
+    STEPS["n"] = 0
+    for _ in range(3):
+        with undisturbed(model, True, call=Inputs(x)) as memory:
+            memory.call.run(model)
+    assert STEPS["n"] == 5
