@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 
-from multicam.watch.memory import has_memory
+from multicam.watch.plain import has_memory
 
 Work = Callable[..., Any]
 
@@ -24,12 +24,15 @@ class Workers:
     """The threads of one pass.
 
     A thread is one of them while it does what was submitted to a pool, or started, by one of them. What watches the operations of the thread that
-    submits watches those of the work, too. A module that any other thread calls with a tensor of the pass is called for it as well.
+    submits watches those of the work, too. A module that any other thread calls with a tensor of the pass is called for it as well: one that
+    the pass lends to the model, a part of such a one, or one in memory that a module returned.
     """
 
     def __init__(self) -> None:
         self._threads = Counter([threading.get_ident()])
         self._memory: dict[int, StorageWeakRef] = {}  # while they are there, no other memory has the address
+        self._lent: dict[int, Tensor] = {}  # by identity: others may hold the same memory
+        self._common: list[Iterable[Tensor]] = []
 
     def here(self) -> bool:
         """Whether the thread that asks is one of them."""
@@ -41,9 +44,18 @@ class Workers:
             if memory._cdata not in self._memory:
                 self._memory[memory._cdata] = StorageWeakRef(memory)  # type: ignore[no-untyped-call]
 
+    def lend(self, tensors: Iterable[Tensor], common: Iterable[Tensor]) -> None:
+        """Whoever is handed one of these very tensors works for the pass; the memory of `common` ones tells nothing, as everybody has it."""
+        self._lent.update((id(x), x) for x in tensors)
+        self._common += [list(self._lent.values()), common]
+
     def hands(self, given: Any) -> bool:
         """Whether these arguments hold a tensor of the pass."""
-        return any(memory._cdata in self._memory for memory in _memory(given))
+        tensors = [x for x in tree_leaves(given) if isinstance(x, Tensor)]
+        if any(id(x) in self._lent or id(x._base) in self._lent for x in tensors):
+            return True
+        found = {memory._cdata for memory in _memory(tensors)} & self._memory.keys()
+        return bool(found) and not found <= {memory._cdata for some in self._common for memory in _memory(list(some))}
 
     def enlisted(self, work: Work) -> Work:
         """The same work, by one of them."""
@@ -78,6 +90,17 @@ def own(value: Any) -> None:
     """Let whoever is handed these tensors work for the pass that runs."""
     if _now is not None:
         _now.own(value)
+
+
+def lend(tensors: Iterable[Tensor], common: Iterable[Tensor]) -> None:
+    """Let whoever is handed one of these very tensors work for the pass that runs.
+
+    Args:
+        tensors: What the model is given, which may share memory with what its user holds.
+        common: The tensors of the model, which all threads have.
+    """
+    if _now is not None:
+        _now.lend(tensors, common)
 
 
 @contextmanager
