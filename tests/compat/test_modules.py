@@ -98,6 +98,7 @@ RUN = """
 import runpy, sys
 import multicam.compat
 assert "torch" not in sys.modules and "cv2" not in sys.modules
+assert type(multicam.compat.sobel_cam) is type(lambda: 0)  # and not the module of its name
 for script in sys.argv[1:]:
     runpy.run_path(script, run_name="__main__")
     assert not [name for name in sys.modules if name.startswith("pytorch_grad_cam")], script
