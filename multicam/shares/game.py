@@ -231,7 +231,7 @@ class Game(Scored):
 
         whole = call.take(owners).replace(both)
         mixed = [parts[i] for i in self._mixed]
-        singly = Singly(self._model, whole, mixed, partial(self._scores_of.alone, owners))
+        singly = Singly(self._model, whole, mixed, partial(self._scores_of.alone, owners), self.batch)
         together = partial(self._scores_of.together, owners)
         self._games[without] = Mixing(self._model, whole, mixed, together, self.batch, singly)
         return self._games[without]

@@ -139,7 +139,7 @@ class Meta:
     lengths: Any
 
 
-@pytest.mark.parametrize("value", [[3, 5], (3, 5), [A], [Meta([3, 5])]], ids=str)
+@pytest.mark.parametrize("value", [[3, 5], (3, 5), [A], [Meta([3, 5])]], ids=["list", "tuple", "tensors", "objects"])
 @pytest.mark.parametrize("kind", [Meta, lambda x: SimpleNamespace(lengths=x)], ids=["dataclass", "namespace"])
 def test_what_only_carries_lists_is_a_container(kind: Any, value: Any) -> None:
     record = kind(value)

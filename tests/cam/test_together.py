@@ -76,7 +76,7 @@ class Own(CAM):
             r"takes \(model, layers, power, output\), so Own\(model, '1', output=None\) cannot be made: missing .*'power'",
         ),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_what_is_no_class_of_a_method_is_told_how_it_is_used(method: object, message: str) -> None:
     with pytest.raises(MulticamError, match=message):
