@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from multicam.call.inputs import Inputs
 from multicam.errors import MulticamError
-from multicam.watch.saved import Kept, refuses_hooks
 from multicam.watch.plain import address, has_memory, is_same, is_usual, plain, same_bytes, sampled
+from multicam.watch.saved import Kept, refuses_hooks
 
 SMALL = 2**12  # numbers up to which a tensor is copied before every pass: cheaper than to watch it
 FIRST = 2**24  # the same for the first pass of a kind, and what is no parameter
