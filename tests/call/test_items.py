@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
 from multicam.call.items import all_alike, count, hides, taken
+from tests.helpers.numbered import numbered
 
 
 class Pair(NamedTuple):
@@ -76,7 +77,7 @@ def test_arrays_are_taken_along_their_first_axis() -> None:
 @pytest.mark.parametrize(
     "value", ["ab", b"ab", {"a": 1, "b": 2}, {1, 2}, None, 2, torch.tensor(2.0), np.array(2.0), torch.Size([2, 2]), Pair(1, 2),
               torch.rand(2, 2).max(dim=1)],
-    ids=str,
+    ids=numbered(),
 )  # fmt: skip
 def test_what_has_no_items(value: Any) -> None:
     assert count(value) is None
@@ -127,7 +128,7 @@ class Hiding:
         (len, False),
         (torch.device("cpu"), False),
     ],
-    ids=str,
+    ids=numbered(),
 )
 def test_what_may_have_items_that_nobody_knows_how_to_take(value: Any, hidden: bool) -> None:
     assert hides(value, 2) is hidden

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import multicam as mc
 from multicam import Inputs, MulticamError
 from multicam.call.outputs import WRITES, has_tensor, unpicked
+from tests.helpers.numbered import numbered
 
 Returning: Any = None
 exec(WRITES[WRITES.index("class Returning") : WRITES.index("Its layers")])
@@ -133,7 +134,7 @@ def test_results_that_are_read_by_the_target_need_no_wrapper() -> None:
         (iter([1]), "returns a list_iterator, which computes when it is read"),
         ({"boxes": torch.ones(2, 4)}, r"so say what to explain with output=…, one of: 'boxes' \(2, 4\)"),
     ],
-    ids=str,
+    ids=numbered(),
 )
 def test_every_output_that_is_no_tensor_is_named(output: Any, message: str) -> None:
     assert has_tensor(output) == ("output=" in message)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from multicam.call.inputs import Inputs
 from multicam.call.samples import is_image
 from multicam.errors import MulticamError
+from tests.helpers.numbered import numbered
 
 IMAGE = torch.rand(2, 3, 8, 8)
 SAMPLES = st.lists(st.integers(0, 2), min_size=1, max_size=6)
@@ -93,7 +94,7 @@ def test_copies_lie_side_by_side(n: int) -> None:
         (torch.Size([8, 8]), []),
         (None, []),
     ],
-    ids=str,
+    ids=numbered(),
 )
 def test_what_is_undecided(value: Any, names: list[str]) -> None:
     call = Inputs(image=IMAGE, x=value)
@@ -123,7 +124,9 @@ class Opaque:
 
 
 @pytest.mark.parametrize(
-    "value", [[1, 2, 3, 4], np.arange(6), ("a",) * 4, Opaque([12, 9]), [[1, 2, 3, 4]] * 3], ids=str
+    "value",
+    [[1, 2, 3, 4], np.arange(6), ("a",) * 4, Opaque([12, 9]), [[1, 2, 3, 4]] * 3],
+    ids=numbered(),
 )
 def test_what_may_have_several_for_each_or_hide_it_is_refused_too(value: Any) -> None:
     call = Inputs(IMAGE, x=value)

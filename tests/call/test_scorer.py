@@ -8,7 +8,7 @@ import torch
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from multicam import MulticamError
-from multicam.call.scorer import Scorer, as_target, listed, select_output, turned
+from multicam.call.scorer import Scorer, as_target, select_output
 from multicam.call.targets.scores import ClassScore, TopClass
 
 LOGITS = torch.tensor([[1.0, 4.0, 2.0], [3.0, 0.5, 2.5]])
@@ -97,12 +97,3 @@ def test_without_a_path_the_target_sees_the_whole_output() -> None:
     assert raised.value.__notes__ == [
         "the model returns a dict, so say what to explain with output=…, one of: 'heads.0' (2, 3), 'heads.1' (2, 3)"
     ]
-
-
-def test_a_list_of_batched_tensors_is_no_list_of_samples() -> None:
-    boxes = [{"boxes": torch.rand(n, 4)} for n in (3, 0, 3)]
-    assert listed(boxes, 3) and listed([torch.rand(5, 4), torch.rand(3, 4), torch.rand(3, 4)], 3)
-    heads = [torch.rand(3, 2), torch.rand(3, 5), torch.rand(3)]
-    assert not listed(heads, 3) and not listed(tuple(boxes), 3) and not listed(boxes, 2)
-    assert all(torch.equal(x, y.flip(0)) for x, y in zip(turned(heads, 3), heads, strict=True))
-    assert turned(boxes, 3) == boxes[::-1]
