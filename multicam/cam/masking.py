@@ -56,13 +56,14 @@ class AblationCAM(ChannelCAM[L]):
         """`y - y_c`."""
         channels = torch.arange(site.acts.shape[1], device=site.acts.device)
 
-        def without(sample: int, part: slice) -> Tensor:
+        def drops(sample: int, part: slice) -> Tensor:
             keep = channels[part, None] != channels
             acts = site.acts[sample].expand(len(keep), *site.acts.shape[1:])
-            return site.rescore(per_channel(keep.to(acts), acts), sample)
+            # The unchanged sample goes the same way as the others: in its batch, or in a pass of another size, it may have another score.
+            scores = site.rescore(torch.cat([acts[:1], per_channel(keep.to(acts), acts)]), sample)
+            return scores[0] - scores[1:]
 
-        scores = _in_parts(self, without, site.acts, self.batch_size)
-        return site.scores[:, None] - scores
+        return _in_parts(self, drops, site.acts, self.batch_size)
 
 
 class MaskingCAM(ChannelCAM[L]):
