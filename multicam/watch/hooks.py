@@ -81,14 +81,17 @@ def before(module: nn.Module, hook: Before) -> RemovableHandle:
     return module.register_forward_pre_hook(HeardBefore(hook), prepend=True, with_kwargs=True)
 
 
-def has_others(module: nn.Module) -> bool:
-    """Whether a module has hooks that are not of a pass: it tells somebody else what it is given or returns."""
-    for hooks in (
+def others(module: nn.Module) -> list[Any]:
+    """The hooks on a module that are not of a pass, those for all modules among them."""
+    everybody = (
         module._forward_pre_hooks,
         module._forward_hooks,
         registry._global_forward_pre_hooks,
         registry._global_forward_hooks,
-    ):
-        if not all(isinstance(hook, Heard | HeardBefore) for hook in hooks.values()):
-            return True
-    return False
+    )
+    return [hook for hooks in everybody for hook in hooks.values() if not isinstance(hook, Heard | HeardBefore)]
+
+
+def has_others(module: nn.Module) -> bool:
+    """Whether a module tells somebody else what it is given or returns."""
+    return bool(others(module))

@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
 from multicam.watch.attributes import PLAIN
-from multicam.watch.hooks import has_others
+from multicam.watch.hooks import others
 from multicam.watch.module_calls import Key
 
 
@@ -30,6 +31,8 @@ class Plan:
     counts: Counter[int] = field(default_factory=Counter)
 
 
+# The containers of nn.Module itself, whose modules and tensors are no plain values, and whose hooks are told apart.
+OWN = frozenset(vars(nn.Module()))
 _PLANS: WeakKeyDictionary[nn.Module, dict[Hashable, Plan]] = WeakKeyDictionary()
 
 
@@ -41,7 +44,8 @@ def plans_of(model: nn.Module) -> dict[Hashable, Plan]:
 def kind_of(model: nn.Module, call: Inputs) -> Hashable | None:
     """What passes have in common that run in the same way, as long as no value of a tensor decides; None: it cannot be told.
 
-    That is: the shapes and types of tensors, all plain values of inputs and of the modules' attributes, and whose hooks there are.
+    That is: the shapes and types of tensors, all plain values of inputs, and of modules, their classes and the objects among their attributes, and
+    which hooks there are.
     """
     inputs: list[Hashable] = []
     for name, leaf in call.leaves.items():
@@ -51,8 +55,27 @@ def kind_of(model: nn.Module, call: Inputs) -> Hashable | None:
             inputs.append((name, leaf))
         else:
             return None
+    classes = {kind: tuple(map(_plain_of, kind.__mro__)) for kind in {type(module) for module in model.modules()}}
     modules = [
-        (id(module), has_others(module), *(item for item in vars(module).items() if type(item[1]) in PLAIN))
+        (id(module), classes[type(module)], tuple(map(id, others(module))), _plain_of(module, deep=True))
         for module in model.modules()
     ]
     return (*inputs, *modules)
+
+
+def _plain_of(holder: object, *, deep: bool = False) -> tuple[Hashable, ...]:
+    """The plain values among the attributes of a class or an object, and of what it holds."""
+    found: list[Hashable] = []
+    for name, value in vars(holder).items():
+        if type(value) in PLAIN:
+            found.append((name, value))
+        elif deep and isinstance(value, list | tuple | dict | set) and name not in OWN:
+            found.append((name, _plain_in(value)))
+        elif deep and hasattr(value, "__dict__") and not isinstance(value, Tensor | nn.Module | type):
+            found.append((name, _plain_of(value)))
+    return tuple(found)
+
+
+def _plain_in(container: Any) -> tuple[Hashable, ...]:
+    items = container.items() if isinstance(container, dict) else enumerate(container)
+    return tuple((str(key), value if type(value) in PLAIN else id(value)) for key, value in items)

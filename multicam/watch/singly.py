@@ -172,7 +172,7 @@ class Singly:
             self._copies = copies
             inside = {key: call.inside for key, call in recording.calls.items()}
             plan = Plan(recording.colours, inside, used, recording.counts)
-            return Source(output, recording.calls, plan, bool(recording.taint.escaped))
+            return Source(output, recording.calls, plan, recording.taint.decided)
         # Where it does not run the call as it is, either, that is what is to be told.
         with undisturbed(
             self._model, graph=False, call=self._inputs.take(range(self._samples)), part="whole"

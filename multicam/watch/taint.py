@@ -45,6 +45,7 @@ class Taint(TorchDispatchMode):
         self._memory: dict[int, int] = {}
         self._addresses: dict[int, StorageWeakRef] = {}  # while they are there, no other memory has the address
         self._escaped = 0
+        self.decided = False  # whether any value became a number or a shape, of marked things or not
         self._exits = _Exits(self)
 
     def know(self, tensors: Iterable[Tensor]) -> None:
@@ -113,15 +114,16 @@ class Taint(TorchDispatchMode):
         for x in written:
             self.writing(x)
         returned = func(*args, **kwargs)
+        leaked = torch.Tag.dynamic_output_shape in func.tags or any(
+            isinstance(x, bool | int | float | complex) or (isinstance(x, Tensor) and not has_memory(x))
+            for x in tree_leaves(returned)
+        )
+        self.decided |= leaked
         if not colours:
             self._paint(returned, 0)
             return returned
         self._paint([returned, written], colours)
-        leaked = any(
-            isinstance(x, bool | int | float | complex) or (isinstance(x, Tensor) and not has_memory(x))
-            for x in tree_leaves(returned)
-        )
-        if leaked or torch.Tag.dynamic_output_shape in func.tags:
+        if leaked:
             self.escape(colours)
         self.touched(colours)
         return returned
@@ -144,8 +146,10 @@ class _Exits(TorchFunctionMode):
         self._taint = taint
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self.WAYS and (colours := self._taint.colours(args[0])):
-            self._taint.escape(colours)
+        if func in self.WAYS:
+            self._taint.decided = True
+            if colours := self._taint.colours(args[0]):
+                self._taint.escape(colours)
         return func(*args, **(kwargs or {}))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,10 +19,12 @@ class Pair(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.head = nn.Linear(4, 3), nn.Linear(4, 3), nn.Bilinear(3, 3, 2)
-        self.swap = False
+        self.swap, self.order, self.config = False, ["xy"], SimpleNamespace(swap=False)
+
+    turned = False
 
     def forward(self, x: Tensor, y: Tensor, half: bool = False) -> Tensor:
-        if self.swap:
+        if self.swap or self.config.swap or self.order[0] == "yx" or self.turned:
             x, y = y, x
         return self.head(self.a(x), self.b(y) / (2 if half else 1))
 
@@ -77,7 +80,19 @@ def module(model: Pair) -> None:
     model.b = nn.Linear(4, 3)
 
 
-@pytest.mark.parametrize("change", [weights, data, flag, hook, module])
+def setting(model: Pair) -> None:
+    model.config.swap = True
+
+
+def listed(model: Pair) -> None:
+    model.order[0] = "yx"
+
+
+def of_the_class(model: Pair) -> None:
+    model.__class__ = type("Turned", (Pair,), {"turned": True})
+
+
+@pytest.mark.parametrize("change", [weights, data, flag, hook, module, setting, listed, of_the_class])
 def test_no_plan_holds_for_a_model_that_changed(change: Callable[[Pair], None]) -> None:
     model, inputs = fresh()
     shares(model, inputs)
@@ -103,6 +118,23 @@ class Deciding(Pair):
         if bool(x.mean() > y.mean()):
             x, y = y, x
         return self.head(self.a(x), self.b(y))
+
+
+class ByWeight(Pair):
+    """The same for a weight, which nobody marks."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.a.weight.sum().item() > 0:
+            x, y = y, x
+        return self.head(self.a(x), self.b(y))
+
+
+def test_what_a_weight_decides_no_plan_holds() -> None:
+    torch.manual_seed(0)
+    model, inputs = ByWeight().eval(), {name: torch.rand(1, 4) for name in "xy"}
+    for _ in range(3):
+        torch.testing.assert_close(shares(model, inputs), by_hand(model, inputs))
+        model.a.weight.data = -model.a.weight.data
 
 
 def test_where_a_value_decides_there_is_no_plan() -> None:
