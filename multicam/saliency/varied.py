@@ -8,7 +8,7 @@ from torch import Tensor
 
 from multicam.errors import out_of_memory
 from multicam.watch.finite import How
-from multicam.watch.module_calls import alike
+from multicam.watch.module_calls import FAILURES, alike
 from multicam.watch.trace import Trace
 
 
@@ -57,7 +57,7 @@ class Varied:
         try:
             pass_ = self._some(samples, rows, range(len(samples)))
             grads, scores = pass_.input_grads, pass_.scores
-        except Exception as error:
+        except FAILURES as error:
             if out_of_memory(error):
                 raise
             self.apart = True

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from multicam.call.inputs import Inputs
 from multicam.call.tree import rebuild
 from multicam.errors import out_of_memory
-from multicam.watch.module_calls import Key, ModuleCall, Rows, confirmed, rounding, skipping, within
+from multicam.watch.module_calls import FAILURES, Key, ModuleCall, Rows, confirmed, rounding, skipping, within
 from multicam.watch.recorded import Confirming, Read, Recording
 from multicam.watch.singly import Parts, Singly, part_of
 from multicam.watch.undisturbed import undisturbed
@@ -60,7 +60,7 @@ class Mixing:
         """The output of the whole call; None where it cannot be run."""
         try:
             return self._record()
-        except Exception as error:
+        except FAILURES as error:
             if out_of_memory(error):
                 raise
             return None
@@ -77,7 +77,7 @@ class Mixing:
         """Whether rows have the same scores together as alone; else each runs alone."""
         try:
             return self.output is not None and self._prove()
-        except Exception as error:
+        except FAILURES as error:
             if out_of_memory(error):
                 raise
             return False
@@ -92,7 +92,7 @@ class Mixing:
         if self.together:
             try:
                 return self._short([*parts, samples])
-            except Exception as error:
+            except FAILURES as error:
                 if out_of_memory(error):
                     raise
                 # Some values take a way that cannot be taken together.

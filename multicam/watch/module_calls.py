@@ -16,6 +16,8 @@ from multicam.call.tree import leaves
 from multicam.watch.hooks import after, before
 from multicam.watch.threads import works
 
+# What a model raises that cannot be run so; anything else, an exception of the user's own, goes through.
+FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 Key = tuple[int, int]  # the id of a module, and which call of it
 
 

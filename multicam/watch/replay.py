@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from multicam.call.inputs import Inputs
 from multicam.errors import MulticamError, out_of_memory
 from multicam.watch.layers import Layer
-from multicam.watch.module_calls import within
+from multicam.watch.module_calls import FAILURES, within
 from multicam.watch.recorded import Read
 from multicam.watch.reruns import Reruns, What, pair, rows_of
 
@@ -76,7 +76,7 @@ class Replay:
             reruns = Reruns(self._model, call, self._source, lambda output, n: self._read(output, [sample] * n))
             try:
                 score = reruns.record()[0]
-            except Exception as error:
+            except FAILURES as error:
                 if out_of_memory(error) or single:
                     raise
                 failed = failed or error
@@ -153,7 +153,7 @@ class _Sample:
         """The scores of what-ifs that run together; None where they differ from those of rows alone, or cannot be run."""
         try:
             scores = self._scores(values, n)
-        except Exception as error:
+        except FAILURES as error:
             if out_of_memory(error):
                 raise
             return None  # some values take a way that cannot be taken together
@@ -193,7 +193,7 @@ class _Sample:
     def _agrees(self, scores: Callable[[], Tensor], expected: Tensor) -> bool:
         try:
             return within(scores(), expected, self._tolerance)
-        except Exception as error:
+        except FAILURES as error:
             if out_of_memory(error):
                 raise
             return False

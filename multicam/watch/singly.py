@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from multicam.call.inputs import Inputs
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError, out_of_memory
-from multicam.watch.module_calls import Key, ModuleCall, confirmed, every_call, rounding, skipping, within
+from multicam.watch.module_calls import FAILURES, Key, ModuleCall, confirmed, every_call, rounding, skipping, within
 from multicam.watch.plans import Plan, kind_of, plans_of
 from multicam.watch.recorded import Confirming, Read, Recording
 from multicam.watch.undisturbed import undisturbed
@@ -164,7 +164,7 @@ class Singly:
                     self._read(output, [row] * copies)  # refuses what is no score of so many rows
                     used = recording.taint.colours(output)
                     output = rebuild(output, lambda _, x: memory.apart(x))
-            except Exception as error:
+            except FAILURES as error:
                 if out_of_memory(error):
                     raise
                 failed = failed or error
@@ -268,7 +268,7 @@ class Singly:
         try:
             self._run([row])
             agrees = within(self._scores[row], expected, float(share * size))
-        except Exception as error:
+        except FAILURES as error:
             if out_of_memory(error):
                 raise
             agrees = False

@@ -195,6 +195,8 @@ def test_rollout_is_its_formula(heads: str, residual: float) -> None:
     schedule = "aa bb ab ba aa"
     model, inputs = toy(schedule)
     att = attention(model, inputs)
+    with torch.no_grad():
+        Inputs.of(inputs).run(model)  # an explanation puts back what the model keeps
     flow = rollout(att, residual=residual, heads=heads)
     streams = {name: of[1].tolist() for name, of in ids(att, schedule).items()}
     everything = streams["a"] + streams["b"]

@@ -8,7 +8,17 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from multicam import MulticamError, attention, record_attention
+import multicam
+from multicam import Inputs, MulticamError, record_attention
+from multicam.attending.attentions import Attention
+
+
+def attention(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Attention:
+    """What is attended to; and a plain pass, which leaves in the model what it keeps, as an explanation puts that back."""
+    found = multicam.attention(model, inputs, *args, **kwargs)
+    with torch.no_grad():
+        Inputs.of(inputs).run(model)
+    return found
 
 
 class Patches(nn.Module):
