@@ -63,7 +63,7 @@ class AblationCAM(ChannelCAM[L]):
             scores = site.rescore(torch.cat([acts[:1], per_channel(keep.to(acts), acts)]), sample)
             return scores[0] - scores[1:]
 
-        return _in_parts(self, drops, site.acts, self.batch_size)
+        return _in_parts(self, drops, site.acts, max(1, self.batch_size - 1))
 
 
 class MaskingCAM(ChannelCAM[L]):

@@ -1,5 +1,6 @@
 """The score as a game: what it is when only some of the inputs are there."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from multicam.errors import MulticamError, at_least_one, unknown
 from multicam.printing import progress
 from multicam.watch.finite import Asked, How, shown
 from multicam.watch.mixing import Mixing
+from multicam.watch.module_calls import alike
 from multicam.watch.rows import settled
 from multicam.watch.singly import Singly
 from multicam.watch.trace import Trace
@@ -111,6 +113,7 @@ class Game(Scored):
         self.references = self._stand_ins(given if isinstance(baseline, Mapping) else baseline, references)
         self.how = How(baseline=baseline, references=True) if references is None else OF_REFERENCES
         self._games: dict[tuple[int, ...], Mixing] = {}
+        self._doubted: set[int] = set()
         few = self.batch == 1 and 2 ** len(self._mixed) * self._apart[1] <= FEW
         self._singly = few or self.batch_size == 1
         self._fix()
@@ -121,6 +124,10 @@ class Game(Scored):
         """Decide what the target chooses from the output for the samples themselves."""
         mixing, scores = self._mixing(()), self._scores_of
         self._singly = self._singly or mixing.output is None
+        if self._singly and self.batch > 1:
+            Trace(
+                self._model, self._call, {}, scores.scorer.target, scores.scorer.output
+            ).refuse_target_without_samples()
         if self._singly:
             found = torch.stack([mixing.singly.score_of(sample) for sample in range(self.batch)])
         else:
@@ -133,6 +140,22 @@ class Game(Scored):
             found = scores.scorer.read(output, range(self.batch))
         self._asked = Asked(self._model, self._call, scores.scorer)
         self._asked.check(found)
+
+    def _doubt(self, samples: Sequence[int]) -> None:
+        """Have each sample decide what the target chooses when it runs alone, and say where it has another score than in its batch."""
+        mixing = self._mixing(())
+        for sample in samples:
+            alone = mixing.singly.score_of(sample)
+            if self._singly or sample in self._doubted:
+                continue
+            self._doubted.add(sample)
+            before = self._scores_of.scorer.read(self._of_samples(mixing.output), range(self.batch))[sample]
+            if not alike(alone[None], before[None]):
+                warnings.warn(
+                    f"sample {sample} has the score {alone:.6g} alone and {before:.6g} in its batch: scores of {type(self._model).__name__} depend on "
+                    "what else is in the batch, and shares are those of the sample alone; explain one sample at a time",
+                    stacklevel=2,
+                )
 
     def _stand_ins(
         self, baseline: Baseline | Mapping[str, Baseline | None], references: Any
@@ -188,8 +211,8 @@ class Game(Scored):
     ) -> Float[Tensor, "b n"]:
         mixing = self._mixing(without)
         singly = mixing.singly if self._singly or not mixing.together else None
-        for sample in samples if singly else ():
-            self._mixing(()).singly.output_of(sample)  # decides what the target chooses, with all players there
+        if singly:
+            self._doubt(samples)
         apart, each = self._apart
         rows = list(product(samples, coalitions, range(each)))
         starts = range(0, len(rows), self.batch_size)

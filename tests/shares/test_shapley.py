@@ -3,6 +3,7 @@
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations, product
 from math import factorial
@@ -20,6 +21,7 @@ from multicam.shares.game import Game
 from multicam.shares.regions import region_contribution
 from multicam.shares.shapley import EXACT, Contribution, contribution
 from multicam.watch.mixing import Mixing
+from multicam.watch.singly import Singly
 from tests.helpers.models import Captioned, Fusion, Siamese, fusion_inputs, seeded
 
 
@@ -118,15 +120,23 @@ def test_players_that_are_alike_have_alike_shares() -> None:
 def test_each_encoder_runs_on_its_input_and_its_baseline_only() -> None:
     model, inputs = seeded(Fusion).eval(), fusion_inputs(b=2)
     rows: Counter[str] = Counter()
+
+    def counting(name: str, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def run(x: Tensor) -> Tensor:
+            rows.update({name: len(x)})
+            return forward(x)
+
+        return run
+
     for name in inputs:
         encoder = getattr(model, name)
-        encoder.register_forward_hook(lambda m, given, out, name=name: rows.update({name: len(given[0])}))
+        encoder.forward = counting(name, encoder.forward)
     contribution(model, inputs, 2)
-    # Two samples, the baseline that both share, and a mixed row for the check; all eight coalitions of both would be 16 rows.
-    assert rows == dict.fromkeys(inputs, 3 + 1)
+    # Two samples, the baseline that both share, and a mixed row of each for the check; all eight coalitions of both would be 16 rows.
+    assert rows == dict.fromkeys(inputs, 3 + 2)
     rows.clear()
     contribution(model, inputs, 2, baseline="mean")  # each sample has its own
-    assert rows == dict.fromkeys(inputs, 4 + 1)
+    assert rows == dict.fromkeys(inputs, 4 + 2)
 
 
 def test_groups_are_one_player() -> None:
@@ -307,7 +317,7 @@ def test_shares_summary_and_joining() -> None:
     assert repr(whole).endswith("6 samples")
 
 
-def test_a_fusion_that_looks_at_the_batch_is_run_in_full_with_a_warning() -> None:
+def test_a_fusion_that_looks_at_the_batch_runs_each_row_alone_with_a_warning() -> None:
     class Ranked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -318,8 +328,10 @@ def test_a_fusion_that_looks_at_the_batch_is_run_in_full_with_a_warning() -> Non
             return mixed - mixed.mean(0)
 
     inputs = {name: torch.rand(4, 1, 8, 8) for name in "xy"}
-    with pytest.warns(UserWarning, match="does not give the scores of running all of it"):
-        contribution(seeded(Ranked), inputs, 0)
+    each = [contribution(seeded(Ranked), {k: x[i : i + 1] for k, x in inputs.items()}, 0).shapley for i in range(4)]
+    with pytest.warns(UserWarning, match="sample . has the score .* alone and .* in its batch"):
+        found = contribution(seeded(Ranked), inputs, 0)
+    torch.testing.assert_close(found.shapley, torch.cat(each))
 
 
 @pytest.mark.parametrize(
@@ -349,7 +361,9 @@ def test_token_ids_need_a_baseline() -> None:
 
 def test_mixing_is_a_full_pass_of_mixed_rows() -> None:
     model, inputs = seeded(Fusion).eval(), fusion_inputs(b=3)
-    mixing = Mixing(model, Inputs(**inputs).bind(model), [["rgb"], ["depth", "texture"]], lambda out, rows: out[:, 1])
+    call, parts = Inputs(**inputs).bind(model), [["rgb"], ["depth", "texture"]]
+    singly = Singly(model, call, parts, lambda out, rows: out[:, 1], 2)
+    mixing = Mixing(model, call, parts, lambda out, rows: out[:, 1], 2, singly)
     sources, rows = [[0, 1, 2, 2, 0], [2, 2, 1, 0, 0]], [0, 0, 1, 1, 2]
     found = mixing(sources, rows)
     with torch.no_grad():
@@ -533,8 +547,10 @@ class Beside(nn.Module):
 @pytest.mark.parametrize("how", ["batch", "place"])
 def test_a_model_without_modules_that_looks_at_the_batch_is_told_of(how: str) -> None:
     inputs = {name: torch.rand(3, 2, 4, 4) for name in "xy"}
-    with pytest.warns(UserWarning, match="batch_size=1 runs each combination alone"):
-        contribution(Beside(how), inputs, 0)
+    each = [contribution(Beside(how), {k: x[i : i + 1] for k, x in inputs.items()}, 0).shapley for i in range(3)]
+    with pytest.warns(UserWarning, match="sample . has the score .* alone and .* in its batch"):
+        found = contribution(Beside(how), inputs, 0)
+    torch.testing.assert_close(found.shapley, torch.cat(each))
 
 
 def test_targets_of_each_sample_are_those_of_the_samples_alone() -> None:
