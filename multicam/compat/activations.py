@@ -34,6 +34,8 @@ class ActivationsAndGradients:
         handles: The hooks.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
         >>> record = ActivationsAndGradients(model, [model[0]])
         >>> record(torch.rand(2, 3, 8, 8))[:, 3].sum().backward()

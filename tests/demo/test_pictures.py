@@ -120,6 +120,7 @@ def test_the_same_maps_stand_on_one_scale_and_each_on_its_own(
             close(tile.map, m[0] / m.max().where(m.max() > 0, 1))
 
 
+@pytest.mark.filterwarnings("ignore:.*has 16 bits:UserWarning")
 def test_a_photo_of_ones_own_keeps_its_values_whatever_its_depth(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

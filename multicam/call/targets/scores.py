@@ -198,9 +198,9 @@ class SegmentationScore:
         return SegmentationScore(self.index, self._region(output))
 
     def take(self, samples: Sequence[int]) -> "SegmentationScore":
-        """The classes and regions of these samples, of a pinned target."""
-        assert self.mask is not None
-        return SegmentationScore(_of_samples(self.index, samples), self.mask[list(samples)])
+        """The classes and regions of these samples; the regions of a target that is not pinned are still to be chosen."""
+        classes = _of_samples(self.index, samples)
+        return SegmentationScore(classes, None if self.mask is None else self.mask[list(samples)])
 
     def _region(self, output: Any) -> Shaped[Tensor, "b *grid"]:
         logits = _dense(output, self, "classes *grid").detach()
