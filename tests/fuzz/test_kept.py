@@ -8,6 +8,8 @@ from tests.fuzz.models import Spec, Stream
 KEPT = (
     # A list of lengths beside an image.
     Spec(1, 2, (Stream("rgb", "image"),), sides=("lengths",)),
+    # The score in the batch is another one than alone, from which channels are ablated.
+    Spec(500, 2, (Stream("rgb", "ids", ("last_row",)),)),
 )
 
 
