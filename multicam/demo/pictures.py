@@ -46,7 +46,7 @@ def write(out: Path, image: Path | None = None) -> Iterator[Path]:
     }
     if image is not None:
         pixels = read_image(str(image))[0].expand(3, -1, -1)
-        brightest = pixels.max().clamp(min=1)  # pictures of more than 8 bits keep their values
+        brightest = pixels.max().clamp(min=1)  # those of floating point keep their values
         eight_bit = (pixels / brightest * 255).round().byte().movedim(0, -1).numpy()
         pictures[f"photo-{image.stem}"] = lambda: every_logit(model, Sample(crop_of(eight_bit), {}))
     for name, draw in pictures.items():

@@ -107,7 +107,7 @@ class Game(Scored):
         if references is not None and not (isinstance(baseline, float) and baseline == 0):
             raise MulticamError("give a baseline, or references to take its place, not both")
         given = {self._call.name(name): x for name, x in baseline.items()} if isinstance(baseline, Mapping) else {}
-        self.players: dict[str, list[str]] = _players(self._call, players, given)
+        self.players: dict[str, list[str]] = _players(self._call, players, given, references is not None)
         self._gone = _gone(self.players, given)
         self._mixed = [i for i in range(len(self.players)) if i not in self._gone]
         self.references = self._stand_ins(given if isinstance(baseline, Mapping) else baseline, references)
@@ -298,8 +298,8 @@ class _Scores:
         return self._alone[sample].read(output, [0] * len(rows))
 
 
-def _players(call: Inputs, players: Players | None, given: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The full names of each player's inputs."""
+def _players(call: Inputs, players: Players | None, given: Mapping[str, Any], referred: bool) -> dict[str, list[str]]:
+    """The full names of each player's inputs; `given` are the baselines by name, or there are references."""
     if players is None:
         players = [*call.images, *(name for name in given if name not in call.images)]
     if isinstance(players, str) or not isinstance(players, Sequence | Mapping):
@@ -316,7 +316,7 @@ def _players(call: Inputs, players: Players | None, given: Mapping[str, Any]) ->
         if several.count(name) > 1:
             raise MulticamError(f"input {name!r} belongs to one player, once, but players={players!r}")
         leaf = call.leaves[name]
-        if not (leaf.is_floating_point() or leaf.is_complex() or name in call.images or name in given):
+        if not (leaf.is_floating_point() or leaf.is_complex() or name in call.images or name in given or referred):
             raise MulticamError(
                 f"input {name!r} is {str(leaf.dtype).removeprefix('torch.')}: say what stands for nothing in it, such as the id of a "
                 f"padding token, with baseline={{{name!r}: …}}, or leave it out"

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,6 +22,7 @@ from multicam.call.inputs import Inputs
 from multicam.errors import MulticamError
 from multicam.watch.plain import address, has_memory, is_same, is_usual, plain, same_bytes, sampled
 from multicam.watch.saved import Kept, refuses_hooks
+from multicam.watch.threads import around_work
 
 SMALL = 2**12  # numbers up to which a tensor is copied before every pass: cheaper than to watch it
 FIRST = 2**24  # the same for the first pass of a kind, and what is no parameter
@@ -181,7 +182,8 @@ class Memory:
             yield
             return
         try:
-            with saved_tensors_hooks(self.keep, Kept.unpacked):
+            keeping = partial(saved_tensors_hooks, self.keep, Kept.unpacked)
+            with keeping(), around_work(keeping):
                 yield
         except (RuntimeError, MulticamError) as error:
             self._known.transforms = refuses_hooks(error)

@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from multiprocessing.pool import Pool, ThreadPool
 from typing import Any
@@ -33,6 +33,7 @@ class Workers:
         self._memory: dict[int, StorageWeakRef] = {}  # while they are there, no other memory has the address
         self._lent: dict[int, Tensor] = {}  # by identity: others may hold the same memory
         self._common: list[Iterable[Tensor]] = []
+        self.around: list[Callable[[], AbstractContextManager[object]]] = []  # of what is handed over
 
     def here(self) -> bool:
         """Whether the thread that asks is one of them."""
@@ -59,6 +60,7 @@ class Workers:
 
     def enlisted(self, work: Work) -> Work:
         """The same work, by one of them."""
+        around = list(self.around)
         modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]  # type: ignore[no-untyped-call]
 
         @wraps(work)
@@ -71,6 +73,8 @@ class Workers:
                         stack.enter_context(
                             _RelayedFunctions(mode) if isinstance(mode, TorchFunctionMode) else _Relayed(mode)
                         )
+                    for make in around:
+                        stack.enter_context(make())
                     return work(*args, **kwargs)
             finally:
                 self._threads[thread] -= 1
@@ -101,6 +105,20 @@ def lend(tensors: Iterable[Tensor], common: Iterable[Tensor]) -> None:
     """
     if _now is not None:
         _now.lend(tensors, common)
+
+
+@contextmanager
+def around_work(make: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """A block in which what the pass hands to other threads runs in such a context, which belongs to a thread as PyTorch has it."""
+    workers = _now
+    if workers is None:
+        yield
+        return
+    workers.around.append(make)
+    try:
+        yield
+    finally:
+        workers.around.remove(make)
 
 
 @contextmanager

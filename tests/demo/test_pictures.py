@@ -138,4 +138,4 @@ def test_a_photo_of_ones_own_keeps_its_values_whatever_its_depth(
     _, triple, _, _, own = explained
     assert np.array_equal(triple.image, sample(TRIPLE[0], seed=TRIPLE[1]).image)
     assert own.regions == {}
-    assert np.array_equal(own.image, crop_of(np.round(deep[..., None] / 40000 * 255).repeat(3, 2).astype(np.uint8)))
+    assert np.array_equal(own.image, crop_of(np.round(deep[..., None] / 65535 * 255).repeat(3, 2).astype(np.uint8)))

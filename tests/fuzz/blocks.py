@@ -166,6 +166,8 @@ class Around(nn.Module):
             return self.inner(x) - 0.5 * self.inner(x.flip(-1))
         if self.kind == "checkpoint":
             return checkpoint(self.inner, x, use_reentrant=False)
+        if self.kind == "plain":
+            return self.inner(x)
         if self.kind == "folded":  # two versions of each sample, whole batches behind each other
             first, second = self.inner(torch.cat([x, -x])).chunk(2)
             return first * second.tanh()

@@ -359,6 +359,28 @@ def test_token_ids_need_a_baseline() -> None:
         contribution(seeded(Captioned), captioned(), 0, players=["image", "ids"], output="logits")
 
 
+def test_references_stand_for_nothing_in_token_ids() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(9, 4), nn.Bilinear(4, 3, 2)
+
+        def forward(self, ids: Tensor, x: Tensor) -> Tensor:
+            return self.head(self.embed(ids).mean(1), x)
+
+    torch.manual_seed(0)
+    model, inputs = Words().eval(), {"ids": torch.tensor([[1, 5]]), "x": torch.rand(1, 3)}
+    others = {"ids": torch.tensor([[2, 2], [8, 3]]), "x": torch.rand(2, 3)}
+    found = contribution(model, inputs, 0, players=["ids", "x"], references=others)
+    both = model(**inputs)[0, 0]
+    nothing, ids, x = (
+        model(*(torch.cat([t[name].expand(2, -1)]) for t, name in zip(some, inputs, strict=True)))[:, 0].mean()
+        for some in ((others, others), (inputs, others), (others, inputs))
+    )
+    expected = torch.stack([ids - nothing + both - x, x - nothing + both - ids])[None] / 2
+    torch.testing.assert_close(found.shapley, expected.detach())
+
+
 def test_mixing_is_a_full_pass_of_mixed_rows() -> None:
     model, inputs = seeded(Fusion).eval(), fusion_inputs(b=3)
     call, parts = Inputs(**inputs).bind(model), [["rgb"], ["depth", "texture"]]
