@@ -134,6 +134,7 @@ class _Sample:
             self._alone = self._both(self._probes)
         size = torch.cat([self._alone, unchanged[None].to(self._alone)]).abs().max()
         self._tolerance = float(reruns.rounding * size)
+        reruns.leave_another()
         self._short = self._agrees(lambda: reruns.short(rows_of(self._probes, 0)), self._alone[:1])
         if not self._short:
             self._tell()

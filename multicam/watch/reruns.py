@@ -13,7 +13,7 @@ from multicam.call.inputs import Inputs
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError, out_of_memory
 from multicam.watch.layers import Layer, Tap, Taps
-from multicam.watch.module_calls import Key, ModuleCall, Rows, confirmed, rounding, skipping, where
+from multicam.watch.module_calls import FAILURES, Key, ModuleCall, Rows, confirmed, rounding, skipping, where
 from multicam.watch.probes import probe, shaken
 from multicam.watch.recorded import Confirming, Recording
 from multicam.watch.reshape import as_it_is
@@ -128,6 +128,17 @@ class Reruns:
             name: torch.cat([probe(given[name]), _fitted(rows[furthest : furthest + 1], given[name])])
             for name, rows in values.items()
         }
+
+    def leave_another(self) -> None:
+        """A pass with all inputs changed: what a module leaves where nobody puts it back is then not what a short pass needs, and is noticed."""
+        changed = self._call.map(lambda _, x: probe(x) if isinstance(x, Tensor) and x.ndim and x.numel() else x)
+        try:
+            with undisturbed(self._model, graph=False, call=changed, part="another") as memory:
+                memory.call.run(self._model)
+        except FAILURES as error:
+            if out_of_memory(error):
+                raise
+            # The model cannot be run with values of ours.
 
     def full(self, values: What) -> Float[Tensor, " n"]:
         """The scores of what-ifs `(n)` by a pass that skips nothing."""

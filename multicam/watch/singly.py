@@ -251,19 +251,27 @@ class Singly:
         return {key: call for key, call in found.items() if key not in twice}
 
     def _prove(self, asked: tuple[int, ...]) -> None:
-        """Keep of the record what a full pass of one mixed row confirms, and compare scores."""
+        """Keep of the record what full passes of two mixed rows confirm, and compare scores.
+
+        Every other part of the first comes from another row, and every part of the second from the row that the first did not take it from. So each
+        is confirmed both ways, and what is skipped afterwards finds what it left behind in places that nobody knows to be another row's.
+        """
         ends = sorted({*asked})[:2]
         mixed = [i for i, used in enumerate(self.used) if used]
-        # Every other part comes from another row.
-        row = tuple(ends[mixed.index(i) % 2] if i in mixed else of for i, of in enumerate(asked))
-        recorded = self._calls(row)
-        confirming = Confirming(self._model, recorded, lambda record, again: confirmed(record, again, 1, [0]))
-        expected = self._full(row, confirming)
-        first, *others = (self._sources[number].plan.colours for number in {*row})
+        row, other = (
+            tuple(ends[(mixed.index(i) + turn) % 2] if i in mixed else of for i, of in enumerate(asked))
+            for turn in (0, 1)
+        )
+        first, *others = (self._source(number) for number in {*row})
         self._believed = {
-            key: first[key] for key in confirming.calls if all(each.get(key) == first.get(key) for each in others)
+            key: colours
+            for key, colours in first.plan.colours.items()
+            if key in first.calls
+            and all(each.plan.colours.get(key) == colours and key in each.calls for each in others)
         }
-        share = max([confirming.rounding, *map(rounding, [*self._model.parameters(), expected])])
+        expected = self._confirmed_full(row)
+        self._scores[other] = self._confirmed_full(other)
+        share = max(map(rounding, [*self._model.parameters(), expected]))
         size = torch.stack([expected, *map(self.score_of, self._sources)]).abs().max()
         try:
             self._run([row])
@@ -282,6 +290,17 @@ class Singly:
             "so all of it is run for every combination: some of its modules do not depend on what they are given alone",
             stacklevel=2,
         )
+
+    def _confirmed_full(self, row: tuple[int, ...]) -> Tensor:
+        """The score of a full pass, after which only those calls are believed that it confirmed."""
+        recorded = self._calls(row)
+        confirming = Confirming(self._model, recorded, lambda record, again: confirmed(record, again, 1, [0]))
+        score = self._full(row, confirming)
+        believed = self._believed or {}
+        self._believed = {
+            key: colours for key, colours in believed.items() if key in confirming.calls or key not in recorded
+        }
+        return score
 
     def _remember(self) -> None:
         first = self._sources[0]

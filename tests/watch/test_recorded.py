@@ -1,15 +1,18 @@
 """What a record keeps of a pass, with which colours, and what another pass confirms of it."""
 
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from multicam import Inputs
+from multicam import Inputs, contribution
 from multicam.watch.module_calls import ModuleCall, Rows, confirmed
 from multicam.watch.recorded import Confirming, Recording
+from multicam.watch.trace import Trace
 from multicam.watch.undisturbed import undisturbed
+from tests.helpers import counting
 
 
 class Pair(nn.Module):
@@ -288,3 +291,55 @@ def test_the_coarsest_numbers_of_a_pass_say_what_rounding_is(inside: torch.dtype
     with torch.no_grad(), confirming.watch():
         model(torch.rand(1, 2))
     assert confirming.rounding == pytest.approx(torch.finfo(inside).eps ** (2 / 3))
+
+
+KEPT: list[Tensor] = []
+
+
+class LeavingOutside(nn.Linear):
+    """Leaves what it returned where a model's own attributes are not, and somebody reads it there."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(4, 3)
+        self.where = where
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        if self.where == "global":
+            KEPT[:] = [out]
+        else:
+            counting.kept = out  # type: ignore[attr-defined]
+        return out
+
+
+class ReadingOutside(nn.Module):
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where, self.a, self.b = where, LeavingOutside(where), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        a = self.a(x)
+        kept = KEPT[0] if self.where == "global" else counting.kept  # type: ignore[attr-defined]
+        return (a + kept.tanh()) * self.b(y)
+
+
+@pytest.mark.filterwarnings("ignore:running (the fusion|a part) of ReadingOutside")
+@pytest.mark.parametrize("where", ["global", "another module of Python"])
+@pytest.mark.parametrize("b", [1, 2, 3])
+def test_what_is_left_outside_of_the_model_is_never_another_samples(where: str, b: int) -> None:
+    torch.manual_seed(0)
+    model = ReadingOutside(where).eval()
+    inputs = {name: torch.rand(b, 4) for name in "xy"}
+    with torch.no_grad():
+        v = {c: model(inputs["x"] * c[0], inputs["y"] * c[1])[:, 1] for c in product([0, 1], repeat=2)}
+    sides = [v[1, 0] - v[0, 0] + v[1, 1] - v[0, 1], v[0, 1] - v[0, 0] + v[1, 1] - v[1, 0]]
+    found = contribution(model, inputs, 1, players=["x", "y"])
+    torch.testing.assert_close(found.shapley, torch.stack(sides, 1) / 2)
+    trace = Trace(model, inputs, {}, 1)
+    for sample in (*range(b), *range(b)):
+        rows = torch.rand(6, 4)
+        with torch.no_grad():
+            model(torch.rand(2, 4), torch.rand(2, 4))  # somebody else's
+            expected = model(inputs["x"][sample].expand(6, -1), rows)[:, 1]
+            model(torch.rand(1, 4), torch.rand(1, 4))
+        torch.testing.assert_close(trace.rescore({"y": rows}, sample), expected)
