@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from multicam.errors import out_of_memory
+from multicam.errors import MulticamError, out_of_memory
 from multicam.watch.finite import How
 from multicam.watch.module_calls import FAILURES, alike
 from multicam.watch.trace import Trace
@@ -15,9 +15,10 @@ from multicam.watch.trace import Trace
 class Varied:
     """The gradients of variations: of many in one pass, as long as those that may be special have the same alone.
 
-    Special are the first row and the last, and those with the highest and the lowest score, of the first pass; later the one with the highest, as
-    other rows are other company. Where a row has another gradient or score alone, or the model does not run so many rows, each runs
-    alone from then on.
+    Special are, in each pass, the row with the highest score, as other rows are other company, and the first of each sample that was not tried
+    before; where other samples come together than before, also the first row and the last, and that with the lowest score. Where a row has
+    another gradient or score alone, or the model does not run so many rows, each runs alone from then on; as copies of it, where the model does not run
+    one row.
 
     Args:
         trace: The pass without changes.
@@ -30,7 +31,9 @@ class Varied:
 
     def __init__(self, trace: Trace, names: Sequence[str], how: How) -> None:
         self._trace, self._names, self._how = trace, names, how
-        self.apart, self._checked = False, False
+        self.apart = False
+        self._together_before: set[frozenset[int]] = set()
+        self._copies = 0  # of a row that runs alone; 0: not known yet
 
     def gradients(self, samples: Sequence[int], rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The gradients of each row's score `(n …)`, by input.
@@ -43,7 +46,7 @@ class Varied:
             found = self._together(samples, rows)
             if found is not None:
                 return found
-        each = [self._some(samples, rows, [i]).input_grads for i in range(len(samples))]
+        each = [self._alone(samples, rows, i)[1] for i in range(len(samples))]
         return {name: torch.cat([grads[name] for grads in each]) for name in each[0]}
 
     def scores(self, rows: Mapping[str, Tensor]) -> Float[Tensor, " b"]:
@@ -51,7 +54,7 @@ class Varied:
         samples = range(self._trace.inputs.batch)
         if not self.apart:
             return self._some(samples, rows, samples).scores
-        return torch.cat([self._some(samples, rows, [i]).scores for i in samples])
+        return torch.cat([self._alone(samples, rows, i)[0] for i in samples])
 
     def _together(self, samples: Sequence[int], rows: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         try:
@@ -62,16 +65,52 @@ class Varied:
                 raise
             self.apart = True
             return None
-        unlike = [int(scores.argmax()), int(scores.argmin())]
-        for i in unlike[:1] if self._checked else sorted({0, len(samples) - 1, *unlike}):
-            alone = self._some(samples, rows, [i])
-            same = [alike(alone.scores, scores[i : i + 1])]
-            same += [alike(alone.input_grads[name], g[i : i + 1]) for name, g in grads.items()]
+        for i in self._special(samples, scores):
+            alone, alone_grads = self._alone(samples, rows, i)
+            same = [alike(alone, scores[i : i + 1])]
+            same += [alike(alone_grads[name], g[i : i + 1]) for name, g in grads.items()]
             if not all(same):
                 self.apart = True
                 return None
-        self._checked = True
+        self._together_before.add(frozenset(samples))
         return grads
+
+    def _special(self, samples: Sequence[int], scores: Tensor) -> list[int]:
+        """The rows that are tried alone."""
+        tried = frozenset[int]().union(*self._together_before)
+        found = {int(scores.argmax()), *(samples.index(sample) for sample in {*samples} - tried)}
+        if frozenset(samples) not in self._together_before:
+            found |= {0, len(samples) - 1, int(scores.argmin())}
+        return sorted(found)
+
+    def _alone(self, samples: Sequence[int], rows: Mapping[str, Tensor], i: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The score `(1)` and the gradients `(1 …)` of a row in a pass of its own."""
+        failed: Exception | None = None
+        for copies in [self._copies] if self._copies else sorted({1, 2, self._trace.inputs.batch}):
+            try:
+                found = self._some(samples, rows, [i] * copies)
+                scores, grads = found.scores, found.input_grads
+            except FAILURES as error:
+                if out_of_memory(error) or self._copies:
+                    raise
+                failed = failed or error
+                continue
+            if copies > 1 and not self._copies:
+                self._refuse_company(samples[i], copies)
+            self._copies = copies
+            return scores[:1], {name: g[:1] for name, g in grads.items()}
+        assert failed is not None
+        raise failed
+
+    def _refuse_company(self, sample: int, copies: int) -> None:
+        """Refuse a model that runs no sample alone and has other scores in other company."""
+        before = self._trace.scores[sample]
+        score = self._trace.again(self._trace.take([sample] * copies), [sample] * copies).scores[0]
+        if not alike(score[None], before[None]):
+            raise MulticamError(
+                f"{type(self._trace.model).__name__} cannot run sample {sample} alone, and with {copies} copies of it the score is {score:.6g} where "
+                f"it is {before:.6g} in its batch: scores depend on what else is in the batch, so no gradient explains that of one sample"
+            )
 
     def _some(self, samples: Sequence[int], rows: Mapping[str, Tensor], chosen: Sequence[int]) -> Trace:
         of, changed = [samples[i] for i in chosen], {name: x[list(chosen)] for name, x in rows.items()}

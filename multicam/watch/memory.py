@@ -152,6 +152,7 @@ class Memory:
             if type(leaf) not in (Tensor, nn.Parameter) or not has_memory(leaf) or leaf.is_inference():
                 return leaf.detach().clone()
             alias = leaf.data
+            self._held[id(alias)] = alias, leaf.data, is_usual(alias)
             self._versions.append((f"input {name}", alias, alias._version))
             return alias
 
@@ -231,7 +232,7 @@ class Memory:
             kept.copy()
 
     def put_back(self) -> None:
-        """Put the values of everything back; it may be called again where it was interrupted."""
+        """Put the values of everything back, in the memory they were in; it may be called again where it was interrupted."""
         larges = [large for there in self._large.values() for large in there]
         for where, (storage, size) in self._sizes.items():
             if storage.nbytes() != size:
@@ -248,6 +249,9 @@ class Memory:
                 now = flat.now()
                 if flat.before is not None and not same_bytes(now, flat.before):
                     self._put_back(flat, now, flat.before)
+            for x, alias, usual in self._held.values():
+                if not (x.dtype is alias.dtype and x.is_set_to(alias) if usual else is_same(x, alias)):
+                    x.data = alias  # the pass gave it other memory
 
     def _put_back(self, flat: _Flat, now: Tensor, before: Tensor) -> None:
         values = (unflatten_dense_tensors(x, flat.tensors) for x in (now, before))
@@ -272,9 +276,6 @@ class Memory:
         self.put_back()
         unseen = {large.name for larges in self._large.values() for large in larges if large.values is None}
         with torch._C.DisableTorchFunction():
-            for x, alias, usual in self._held.values():
-                if not (x.dtype is alias.dtype and x.is_set_to(alias) if usual else is_same(x, alias)):
-                    x.data = alias  # the pass gave it other memory
             for name, x, version in self._versions:
                 if x._version != version:
                     self.lost.update({name} & unseen)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
+from multicam.call.items import all_alike, taken
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError, out_of_memory
 from multicam.watch.module_calls import FAILURES, Key, ModuleCall, confirmed, every_call, rounding, skipping, within
@@ -98,13 +99,19 @@ class Singly:
         decided = any(source.decided for source in sources)
         return [decided or any(source.plan.used >> i & 1 for source in sources) for i in range(self._count)]
 
+    @cached_property
+    def _own(self) -> list[Any]:
+        """What is not mixed, and has a row or an item for each row of the call."""
+        each = {**self._inputs.batched, **self._inputs.listed}
+        return [value for name, value in each.items() if self._part[name] == self._count]
+
     def output_of(self, row: int) -> Any:
         """What the model returned for a row of the call."""
         return self._source(row).output
 
-    def score_of(self, row: int) -> Tensor:
-        """The score `()` of a row of the call."""
-        return self._read(self.output_of(row), [row] * self._copies)[0]
+    def score_of(self, row: int, of: int | None = None) -> Tensor:
+        """The score `()` of a row of the call, which stands for another that it belongs to."""
+        return self._read(self.output_of(row), [row if of is None else of] * self._copies)[0]
 
     def __call__(self, parts: Sequence[Sequence[int]], samples: Sequence[int]) -> Float[Tensor, " n"]:
         """The scores of `n` rows.
@@ -115,28 +122,31 @@ class Singly:
         """
         mixed = [tuple(each) for each in zip(*parts, strict=True)] or [()] * len(samples)
         rows = [self._row(row, of) for row, of in zip(mixed, samples, strict=True)]
-        left = [row for row in dict.fromkeys(rows) if len({*row}) > 1 and row not in self._scores]
+        left = [row for row in dict.fromkeys(rows) if row not in self._scores and self._unmixed(row) is None]
         if left and self._believed is None:
             self._prove(left[0])
         self._run([row for row in left if row not in self._scores])
-        return torch.stack([self._scores[row] if row in self._scores else self.score_of(row[-1]) for row in rows])
+        return torch.stack([self._score(row) for row in rows])
 
     def _row(self, sources: Sequence[int], of: int) -> tuple[int, ...]:
-        """Where a row takes each part from, and the row whose other inputs it has; all the same where it is a row of the call."""
+        """Where a row takes each part from, and the row whose other inputs it has; what the score does not depend on is its own."""
         self._source(of)  # before all others: its output decides what the target chooses
-        # What the score does not depend on may come from the row itself.
-        row = (*(source if used else of for source, used in zip(sources, self.used, strict=True)), of)
-        ends = {source for source, used in zip(sources, self.used, strict=True) if used}
-        if len(ends) == 1 and self._same_own(end := next(iter(ends)), of):
-            return (end,) * len(row)
-        return row
+        return (*(source if used else of for source, used in zip(sources, self.used, strict=True)), of)
+
+    def _unmixed(self, row: tuple[int, ...]) -> int | None:
+        """The row of the call that a row is, in all that the score depends on; None where it is none of them."""
+        *sources, of = row
+        ends = {source for source, used in zip(sources, self.used, strict=True) if used} or {of}
+        end = next(iter(ends))
+        return end if len(ends) == 1 and self._same_own(end, of) else None
+
+    def _score(self, row: tuple[int, ...]) -> Tensor:
+        end = self._unmixed(row)
+        return self._scores[row] if end is None else self.score_of(end, row[-1])
 
     def _same_own(self, row: int, of: int) -> bool:
         """Whether two rows are the same in all that is not mixed."""
-        leaves = self._inputs.batched
-        return row == of or all(
-            torch.equal(leaf[row], leaf[of]) for name, leaf in leaves.items() if self._part[name] == self._count
-        )
+        return row == of or all(all_alike(taken(value, [row, of])) for value in self._own)
 
     # Passes of one row of the call
 

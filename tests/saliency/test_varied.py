@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from multicam.errors import MulticamError
 from multicam.saliency.varied import Varied
 from multicam.watch.finite import CHANGED
 from multicam.watch.trace import Trace
@@ -25,6 +26,14 @@ class Company(nn.Module):
                 return h - h.mean(0) / 2
             case "first":
                 return h * h[:1].detach().abs()
+            case "two rows" if len(x) < 2:
+                raise ValueError("expected more than one row")
+            case "pairs" if len(x) < 2:
+                raise ValueError("expected more than one row")
+            case "pairs":
+                return h - h.mean(0)
+            case "samples":  # a row of another sample, told by its first number, is what disturbs
+                return h - h * (x[:, 0, 0] > 0.5).any() * (x[:, 0, 0] < 0.5)[:, None]
             case "one row":
                 return self.head(x.squeeze(0).flatten()[None]).tanh()
             case _:
@@ -66,3 +75,40 @@ def test_rows_that_may_run_together_take_one_pass_more_than_the_first_time() -> 
     sizes.clear()
     varied.gradients([0] * 6, rows)
     assert sizes == [6, 1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_model_that_needs_two_rows_is_given_copies(size: int) -> None:
+    torch.manual_seed(0)
+    model, x = Company("two rows").double().eval(), torch.rand(2, 2, 3, dtype=torch.float64)
+    varied = Varied(Trace(model, x, {}, 1), ["x"], CHANGED)
+    rows = torch.rand(size, 2, 3, dtype=torch.float64)
+    expected = alone(renamed(model), rows)
+    torch.testing.assert_close(varied.gradients([i % 2 for i in range(size)], {"x": rows})["x"], expected)
+
+
+def renamed(model: nn.Module) -> nn.Module:
+    found = Company("none").double().eval()
+    found.load_state_dict(model.state_dict())
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_model_that_needs_two_rows_and_compares_them_is_refused(size: int) -> None:
+    torch.manual_seed(0)
+    varied = Varied(Trace(Company("pairs").eval(), torch.rand(2, 2, 3), {}, 1), ["x"], CHANGED)
+    with pytest.raises(MulticamError, match="cannot run sample 0 alone, and with 2 copies of it the score is 0 where"):
+        varied.gradients([i % 2 for i in range(size)], {"x": torch.rand(size, 2, 3)})
+
+
+def test_rows_of_samples_that_meet_later_are_tried_alone_then() -> None:
+    torch.manual_seed(0)
+    model, x = Company("samples").double().eval(), torch.rand(2, 2, 3, dtype=torch.float64)
+    varied = Varied(Trace(model, x, {}, 1), ["x"], CHANGED)
+    rows = 0.5 * torch.rand(8, 2, 3, dtype=torch.float64)
+    model.head.weight.data.abs_()
+    rows[6] = 1  # it disturbs the others, and has the highest score of its pass itself
+    for part, samples in ((slice(0, 3), [0, 0, 0]), (slice(3, 5), [0, 0]), (slice(5, 8), [0, 1, 0])):
+        found = varied.gradients(samples, {"x": rows[part]})["x"]
+        torch.testing.assert_close(found, alone(model, rows[part]))
+    assert varied.apart

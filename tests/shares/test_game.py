@@ -68,6 +68,19 @@ def test_every_coalition_is_a_full_pass_with_baselines(name: str, batch_size: in
     torch.testing.assert_close(found.shapley.sum(1), expected[:, 0] - expected[:, -1], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_shared_references_are_scored_for_the_class_of_each_sample(batch_size: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Bilinear(2, 2, 3).double()
+    x, y, others = (torch.rand(n, 2, dtype=torch.float64) for n in (3, 3, 4))
+    references = {"input1": others, "input2": others.flip(0)}
+    game = Game(
+        model, {"input1": x, "input2": y}, ["input1", "input2"], [0, 2, 1], references=references, batch_size=batch_size
+    )
+    nothing = game(torch.tensor([[False, False]]))[:, 0]
+    torch.testing.assert_close(nothing, model(**references).mean(0)[[0, 2, 1]].detach())
+
+
 def test_references_are_averaged_over_for_players_together() -> None:
     model, inputs = seeded(Fusion), fusion_inputs(2)
     references = {name: torch.rand(4, *x.shape[1:]) for name, x in inputs.items()}

@@ -371,8 +371,18 @@ def test_gradients_are_those_of_the_state_that_was_computed_with() -> None:
         assert torch.equal(torch.autograd.grad(y, x)[0], torch.full(SIDES, 4.0))
 
 
-def test_states_are_rewound_between_the_passes_of_one_block() -> None:
-    model, x = Writing(lambda model, x: [model.large.add_(1), x.add_(1)]), torch.rand(SIDES)
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda model, x: [model.large.add_(1), x.add_(1)],
+        lambda model, x: [setattr(model.large, "data", model.large + 1), setattr(x, "data", x + 1)],
+        lambda model, x: [model.large.set_(torch.ones(2)), x.resize_(1)],
+        lambda model, x: setattr(model, "large", model.large + 1),
+    ],
+    ids=["in place", "other memory", "other sizes", "another tensor"],
+)
+def test_states_are_rewound_between_the_passes_of_one_block(write: Any) -> None:
+    model, x = Writing(write), torch.rand(SIDES)
     kept = model.large.clone(), x.clone()
     with undisturbed(model, graph=False, call=Inputs(x)) as memory:
         memory.call.run(model)
