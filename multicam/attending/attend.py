@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from threading import local
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,10 @@ from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output
 from multicam.errors import MulticamError, unknown
 from multicam.watch.finite import Asked
 from multicam.watch.reshape import Tokens
+from multicam.watch.saved import retried
 from multicam.watch.undisturbed import alone, module_by_module, module_paths, undisturbed, unwrapped
+
+_OPEN = local()  # the blocks of a thread that have begun, in order: switches and modes are put back one in another
 
 
 @contextmanager
@@ -73,7 +77,16 @@ def record_attention(
         if gradients:
             stack.enter_context(_graph_from_the_start(inner))
         stack.enter_context(Assembling(record, keep, layouts, streams).watch(gradients))
-        yield record
+        _OPEN.blocks = [*getattr(_OPEN, "blocks", ()), stack]
+        try:
+            yield record
+        finally:
+            in_order = _end(stack)
+    if not in_order:
+        raise MulticamError(
+            "blocks of record_attention end in the reverse order of their beginnings, the last one first; one that began before another ended "
+            "before it, and both ended then: nest them with two with-statements"
+        )
     if not record.forwards:
         raise MulticamError(
             f"no forward pass of {type(inner).__name__} ran inside the block in this thread; data-parallel models run in others: "
@@ -120,9 +133,14 @@ def attention(
     inner = unwrapped(model)
     bound = Inputs.of(inputs).bind(inner).own()
     graph = target is not None
-    recording = record_attention(inner, keep=keep, gradients=graph, layouts=layouts, streams=streams)
-    with undisturbed(inner, graph), recording as record:
-        record.output = bound.run(inner)
+
+    def recorded() -> Attention:
+        recording = record_attention(inner, keep=keep, gradients=graph, layouts=layouts, streams=streams)
+        with undisturbed(inner, graph, bound, part="attention") as memory, memory.saving(), recording as record:
+            record.output = memory.call.run(inner)
+        return record
+
+    record = retried(recorded)
     if target is not None:
         with undisturbed(inner, graph=True):
             picked = select_output(record.output, output)
@@ -131,6 +149,17 @@ def attention(
             Asked(inner, bound, Scorer(scorer.target, output)).check(scores)
             record.gradients(scores)
     return record
+
+
+def _end(block: ExitStack) -> bool:
+    """End a block, and first all that began after it; whether there was none, and it was open."""
+    if block not in _OPEN.blocks:
+        return False
+    later = _OPEN.blocks[_OPEN.blocks.index(block) + 1 :]
+    for other in reversed(later):
+        other.close()
+    _OPEN.blocks = _OPEN.blocks[: _OPEN.blocks.index(block)]
+    return not later
 
 
 def _mapping(name: str, given: Any, example: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from multicam.attending.attention_call import AttentionCall
 from multicam.attending.passes import Forward
 from multicam.errors import MulticamError, unknown
 from multicam.printing import aligned
+from multicam.watch.backward import gradients
 from multicam.watch.finite import first, shown
 
 
@@ -130,6 +131,6 @@ class Attention(Calls):
         if not sources:
             reasons = "; ".join(dict.fromkeys(call.reason for call in self))
             raise MulticamError(f"no recorded attention has a gradient: {reasons}")
-        found = torch.autograd.grad(score.sum(), sources, allow_unused=True, retain_graph=True)
+        found = gradients(score.sum(), sources, retain_graph=True)
         for call, gradient in zip(open_calls, found, strict=True):
             call.receive(gradient)

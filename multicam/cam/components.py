@@ -47,7 +47,7 @@ class SegEigenCAM(CAM[L]):
     """Seg-Eigen-CAM: Eigen-CAM of the activations, weighted by the size of their gradients.
 
     `saliency = (X - mean_ij X) v_1` with `X = |G| A`, with the sign that makes its largest number positive. Chung and Ying
-    2025, doi:10.3390/app15137562, eq. 10 to 13. Made for segmentation, where gradients of both signs mark what a mask
+    2025, doi:10.3390/app15137562, eq. 10 to 13; the sign of Eigen-CAM where the largest and the smallest number are as large. Made for segmentation, where gradients of both signs mark what a mask
     depends on. Its scale means nothing.
 
     Example:
@@ -63,7 +63,9 @@ class SegEigenCAM(CAM[L]):
         component = first_component(site.grads.abs() * site.acts)
         flat = component.flatten(1)
         middle = flat.amax(1, keepdim=True) + flat.amin(1, keepdim=True)
-        return torch.where(middle < 0, -flat, flat).reshape(component.shape)
+        # Of two cells it is zero, up to a rounding that would decide the sign.
+        rounding = torch.finfo(flat.dtype).eps ** 0.5 * flat.abs().amax(1, keepdim=True)
+        return torch.where(middle < -rounding, -flat, flat).reshape(component.shape)
 
 
 KERNELS: dict[str, Callable[[Float[Tensor, "n c"], float], Float[Tensor, "n n"]]] = {

@@ -14,6 +14,7 @@ from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output
 from multicam.cam.base import InputCAM, N
 from multicam.errors import MulticamError
 from multicam.maps import resized
+from multicam.watch.backward import gradients
 from multicam.watch.finite import Asked, check_gradient
 from multicam.watch.layers import Layer, Tap, Taps
 from multicam.watch.reshape import Reshape
@@ -153,7 +154,7 @@ def full_gradients(
         if not scores.requires_grad:
             raise _unreached(names[0])
         wanted = [*images.values(), *(records[i] for i in range(len(biased)))]
-        found = torch.autograd.grad(scores.sum(), wanted, allow_unused=True)
+        found = gradients(scores.sum(), wanted)
     terms: dict[str, list[Tensor]] = {name: [] for name in names}
     for (_, owner, bias), tap, gradient in zip(biased, seen, found[len(images) :], strict=True):
         assert tap.reshape is not None

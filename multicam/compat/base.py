@@ -22,6 +22,7 @@ from multicam.compat.pictures import Array, Mirrored, as_array, scale_cam_image
 from multicam.compat.subclasses import Checked, asked, foreign, refuse_unasked
 from multicam.compat.targets import Nothing, PerImage, Targets, chosen, each_target, per_image, scalar
 from multicam.errors import MulticamError
+from multicam.watch.backward import gradients
 from multicam.watch.layers import Layer, Taps
 from multicam.watch.reshape import Reshape, Tokens
 from multicam.watch.trace import Site, Trace
@@ -296,7 +297,7 @@ class BaseCAM(Checked):
                         "no gradient leads from the targets to the inputs, which must be of floating point"
                     )
                 history = not self.detach
-                found = torch.autograd.grad(loss, [*floating.values()], None, True, history, allow_unused=True)
+                found = gradients(loss, [*floating.values()], retain_graph=True, create_graph=history)
                 for leaf, gradient in zip(floating.values(), found, strict=True):
                     leaf.grad = gradient if self.compute_input_gradient else None
         return _only(inputs.replace(floating)), each

@@ -17,6 +17,7 @@ from multicam.errors import MulticamError, at_least_one, number, unknown
 from multicam.inside.objectives import Objective
 from multicam.inside.parameterizations import PARAMETERIZATIONS, Bounds, Motion, total_variation
 from multicam.printing import progress
+from multicam.watch.backward import gradients
 from multicam.watch.finite import check_gradient
 from multicam.watch.layers import LayerLike
 from multicam.watch.undisturbed import undisturbed, unwrapped
@@ -262,14 +263,18 @@ def _climbed(
     history = []
     for _ in progress(range(steps), steps, "activation maximization"):
         values, maximised = rise(rows)
-        (gradient,) = torch.autograd.grad(maximised.sum(), rows)
-        check_gradient(gradient, "the optimised input")
+        gradient = _slope(maximised, rows)
         moved |= gradient.flatten(1).any(1)
         rows.grad = torch.stack([_unit(row) for row in gradient])  # the units of the objective do not matter
         adam.step()
         slower.step()
         history.append(values.detach())
     return torch.stack(history), moved
+
+
+def _slope(values: Float[Tensor, " b"], rows: Tensor) -> Tensor:
+    (gradient,) = gradients(values.sum(), [rows])
+    return torch.zeros_like(rows) if gradient is None else check_gradient(gradient, "the optimised input")
 
 
 def _tiled(
@@ -285,7 +290,7 @@ def _tiled(
         at = (..., slice(y, y + sides[0]), slice(x, x + sides[1]))
         tile = image[at].clone().requires_grad_()
         values.append(objective(limits.at(tile)))
-        gradient[at] += check_gradient(torch.autograd.grad(values[-1].sum(), tile)[0], "the optimised input")
+        gradient[at] += _slope(values[-1], tile)
         count[at] += 1
     return torch.cat(values).mean(0, keepdim=True).detach(), gradient / count
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from multicam.errors import MulticamError, out_of_memory
 from multicam.watch.finite import How
 from multicam.watch.module_calls import FAILURES, alike
+from multicam.watch.rows import any_reading
 from multicam.watch.trace import Trace
 
 
@@ -31,6 +32,7 @@ class Varied:
 
     def __init__(self, trace: Trace, names: Sequence[str], how: How) -> None:
         self._trace, self._names, self._how = trace, names, how
+        self._call = any_reading(trace.settled)
         self.apart = False
         self._together_before: set[frozenset[int]] = set()
         self._copies = 0  # of a row that runs alone; 0: not known yet
@@ -51,7 +53,7 @@ class Varied:
 
     def scores(self, rows: Mapping[str, Tensor]) -> Float[Tensor, " b"]:
         """The scores of one variation of each sample, in one pass, or alone where the gradients were found so."""
-        samples = range(self._trace.inputs.batch)
+        samples = range(self._call.batch)
         if not self.apart:
             return self._some(samples, rows, samples).scores
         return torch.cat([self._alone(samples, rows, i)[0] for i in samples])
@@ -86,7 +88,7 @@ class Varied:
     def _alone(self, samples: Sequence[int], rows: Mapping[str, Tensor], i: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The score `(1)` and the gradients `(1 …)` of a row in a pass of its own."""
         failed: Exception | None = None
-        for copies in [self._copies] if self._copies else sorted({1, 2, self._trace.inputs.batch}):
+        for copies in [self._copies] if self._copies else sorted({1, 2, self._call.batch}):
             try:
                 found = self._some(samples, rows, [i] * copies)
                 scores, grads = found.scores, found.input_grads
@@ -105,7 +107,7 @@ class Varied:
     def _refuse_company(self, sample: int, copies: int) -> None:
         """Refuse a model that runs no sample alone and has other scores in other company."""
         before = self._trace.scores[sample]
-        score = self._trace.again(self._trace.take([sample] * copies), [sample] * copies).scores[0]
+        score = self._trace.again(self._call.take([sample] * copies), [sample] * copies).scores[0]
         if not alike(score[None], before[None]):
             raise MulticamError(
                 f"{type(self._trace.model).__name__} cannot run sample {sample} alone, and with {copies} copies of it the score is {score:.6g} where "
@@ -114,4 +116,4 @@ class Varied:
 
     def _some(self, samples: Sequence[int], rows: Mapping[str, Tensor], chosen: Sequence[int]) -> Trace:
         of, changed = [samples[i] for i in chosen], {name: x[list(chosen)] for name, x in rows.items()}
-        return self._trace.again(self._trace.take(of).replace(changed), of, self._names, self._how)
+        return self._trace.again(self._call.take(of).replace(changed), of, self._names, self._how)

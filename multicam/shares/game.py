@@ -20,7 +20,7 @@ from multicam.printing import progress
 from multicam.watch.finite import Asked, How, shown
 from multicam.watch.mixing import Mixing
 from multicam.watch.module_calls import alike
-from multicam.watch.rows import settled
+from multicam.watch.rows import any_reading, settled
 from multicam.watch.singly import Singly
 from multicam.watch.trace import Trace
 from multicam.watch.undisturbed import unwrapped
@@ -101,7 +101,7 @@ class Game(Scored):
     ) -> None:
         self._model = unwrapped(model)
         call = Inputs.of(inputs).bind(self._model).own()
-        self._call = settled(self._model, call, output, Scorer(target, output).target)
+        self._call = any_reading(settled(self._model, call, output, Scorer(target, output).target))
         self._scores_of = _Scores(Scorer(target, output))
         self.batch, self.batch_size = self._call.batch, at_least_one("batch_size", batch_size)
         if references is not None and not (isinstance(baseline, float) and baseline == 0):

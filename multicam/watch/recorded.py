@@ -64,7 +64,6 @@ class Recording:
         self._model, self._most = model, most
         self.taint = Taint()
         self.taint.know([*model.parameters(), *Attributes(model.modules()).tensors.values()])
-        self.taint.touched, self.taint.writing = self._touched, self._written
         self._values: dict[int, list[Kept]] = defaultdict(list)  # by memory
         self.calls: dict[Key, ModuleCall] = {}
         self.colours: dict[Key, int] = {}
@@ -77,6 +76,10 @@ class Recording:
     @contextmanager
     def watch(self, memory: Memory) -> Iterator[None]:
         """Record the pass that runs during the block, in which `memory` is put back."""
+        self.taint.touched, self.taint.writing = (
+            self._touched,
+            self._written,
+        )  # until the pass is over, as it is a cycle
         with every_call(self._model, self._begin, self._end), self.taint:
             yield
         self.counts = sum(self._made.values(), Counter[int]())

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -70,10 +71,11 @@ class Replay:
     def _sample(self, sample: int, values: What) -> "_Sample":
         single = self._inputs.batch == 1
         fewest = [1] if single else sorted({1, 2, self._inputs.batch})
+        scores = partial(_scores, self._read, sample)  # of no `self`, which would be a cycle
         failed: Exception | None = None
         for copies in fewest:
             call = self._inputs if single else self._inputs.take([sample] * copies)
-            reruns = Reruns(self._model, call, self._source, lambda output, n: self._read(output, [sample] * n))
+            reruns = Reruns(self._model, call, self._source, scores)
             try:
                 score = reruns.record()[0]
             except FAILURES as error:
@@ -111,6 +113,10 @@ class Replay:
                 "and what-ifs are those of the sample alone; explain one sample at a time"
             )
         warnings.warn(text, stacklevel=2)
+
+
+def _scores(read: Read, sample: int, output: Any, n: int) -> Tensor:
+    return read(output, [sample] * n)
 
 
 class _Sample:

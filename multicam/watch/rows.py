@@ -66,6 +66,17 @@ def settled(model: nn.Module, call: Inputs, output: OutputLike = None, target: T
     return call if number is None else readings[number]
 
 
+def any_reading(call: Inputs) -> Inputs:
+    """The call, and where it has one sample with anything undecided, in the likely reading.
+
+    For what is believed only where passes of the sample alone agree with it: for those, all readings are the same.
+    """
+    if call.batch > 1 or not call.undecided:
+        return call
+    rows, constant = next(_readings(call))
+    return call.rows(*rows).constant(*constant).only_marked()
+
+
 def _readings(call: Inputs) -> Iterator[Reading]:
     """All readings of a call, the likely ones first."""
     each = [_of_one(name, value, call.batch) for name, value in call.undecided.items()]

@@ -40,13 +40,13 @@ class Taint(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._marked = 0  # all colours that were given
-        self.touched: Callable[[int], None] = lambda colours: None  # called for every operation on something marked
-        self.writing: Callable[[Tensor], None] = lambda x: None  # called with what an operation is about to write into
+        self.touched: Callable[[int], None] = _ignored  # called for every operation on something marked
+        self.writing: Callable[[Tensor], None] = _ignored  # called with what an operation is about to write into
         self._memory: dict[int, int] = {}
         self._addresses: dict[int, StorageWeakRef] = {}  # while they are there, no other memory has the address
         self._escaped = 0
         self.decided = False  # whether any value became a number or a shape, of marked things or not
-        self._exits = _Exits(self)
+        self._exits: _Exits | None = None  # only in a pass, as it is a cycle
 
     def know(self, tensors: Iterable[Tensor]) -> None:
         """These were there before, and depend on nothing."""
@@ -75,12 +75,16 @@ class Taint(TorchDispatchMode):
 
     def __enter__(self) -> "Taint":
         super().__enter__()  # type: ignore[no-untyped-call]
+        self._exits = _Exits(self)
         self._exits.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._exits.__exit__(*error)  # type: ignore[no-untyped-call]
+        if self._exits is not None:
+            self._exits.__exit__(*error)  # type: ignore[no-untyped-call]
+            self._exits = None
         super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self.touched = self.writing = _ignored
 
     def _held(self, value: Any) -> int:
         found = 0
@@ -134,6 +138,10 @@ class Taint(TorchDispatchMode):
         self._paint(returned, self._marked)
         self.touched(self._marked)
         return returned
+
+
+def _ignored(_: Any) -> None:
+    pass
 
 
 class _Exits(TorchFunctionMode):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,11 +16,13 @@ from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output, 
 from multicam.call.targets.scores import Target
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError
+from multicam.watch.backward import gradients
 from multicam.watch.finite import CHANGED, Asked, Change, How, check_gradient, check_layer
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
+from multicam.watch.missing import another, at_layer, refuse_detached
 from multicam.watch.replay import Replay
 from multicam.watch.reshape import Tokens, positions
-from multicam.watch.rows import settled
+from multicam.watch.rows import any_reading, settled
 from multicam.watch.saved import overwrites, retried
 from multicam.watch.undisturbed import undisturbed, unwrapped
 
@@ -243,7 +245,9 @@ class Trace:
             self.refuse_target_without_samples()
             changes = self._taps[source].layer if isinstance(source, str) else source
             # The scorer's own method: a reference to the trace would be a cycle.
-            self._replays[source] = Replay(self.model, self.settled, changes, self.scorer.read, self.scores)
+            self._replays[source] = Replay(
+                self.model, any_reading(self.settled), changes, self.scorer.read, self.scores
+            )
         return self._replays[source]
 
     def refuse_target_without_samples(self) -> None:
@@ -268,7 +272,7 @@ class Trace:
             kept.append(x.detach().clone())
             return x
 
-        changed = self.inputs.replace({input: _changed(self.inputs.leaves[input])})
+        changed = another(self.inputs, input)
         with undisturbed(self.model, graph=False, call=changed) as memory:
             taps = Taps(self.model, [self._taps[name].layer])
             with taps.observe(self.inputs.batch, keep):
@@ -285,7 +289,7 @@ class Trace:
         found = dict(zip(self._records, self._backward, strict=False))
         for name, gradient in found.items():
             if gradient is None:
-                self._explain_missing(name)
+                raise at_layer(self.model, self.inputs, self._taps[name], self.scorer, self.scores)
         return {name: self._checked(name, gradient) for name, gradient in found.items() if gradient is not None}
 
     @cached_property
@@ -299,7 +303,7 @@ class Trace:
         """
         found = dict(zip(self._leaves, self._backward[len(self._records) :], strict=True))
         for name in [name for name, gradient in found.items() if gradient is None]:
-            self._refuse_detached(name)
+            refuse_detached(self.model, self.inputs, name, self.scorer, self.scores)
         return {
             name: torch.zeros_like(leaf).detach()
             if (gradient := found[name]) is None
@@ -319,7 +323,7 @@ class Trace:
         # Undisturbed, because checkpointed parts of a model run once more during the backward pass.
         with undisturbed(self.model, graph=True, part="backward"):
             try:
-                found = torch.autograd.grad(self._scores.sum(), wanted, allow_unused=True)
+                found = gradients(self._scores.sum(), wanted)
             except (CheckpointError, RuntimeError) as error:
                 if overwrites(error) and not self._memory.watched:
                     self._memory.forget()  # the model overwrites what its gradient needs, unlike in its first pass
@@ -339,19 +343,18 @@ class Trace:
 
     def curvature(self, name: str) -> Float[Tensor, "b c *grid"]:
         """What `Site.curvature` is, for the site of that name."""
-        # The fused kernels of attention have no second derivative.
+        # The fused kernels of attention have no second derivative, nor may a checkpointed part take them when it runs again.
         with sdpa_kernel(SDPBackend.MATH):
             again = self.again(self.inputs)
-        record = again._records[name]
-        with undisturbed(self.model, graph=True, part="backward"):
-            if not again._scores.requires_grad:
-                self._explain_missing(name)
-            (gradient,) = torch.autograd.grad(again._scores.sum(), record, create_graph=True, allow_unused=True)
-            if gradient is None:
-                self._explain_missing(name)
-            product = None
-            if gradient.requires_grad:
-                (product,) = torch.autograd.grad(gradient, record, record.detach(), allow_unused=True)
+            record = again._records[name]
+            with undisturbed(self.model, graph=True, part="backward"):
+                gradient = product = None
+                if again._scores.requires_grad:
+                    (gradient,) = gradients(again._scores.sum(), [record], create_graph=True)
+                if gradient is not None and gradient.requires_grad:
+                    (product,) = gradients(gradient, [record], record.detach())
+        if gradient is None:
+            raise at_layer(self.model, self.inputs, self._taps[name], self.scorer, self.scores)
         return self._checked(name, torch.zeros_like(record) if product is None else product)
 
     def _differentiable(self, name: str) -> str:
@@ -366,18 +369,6 @@ class Trace:
             "wrt=…, or take a method that needs no gradients, such as occlusion"
         )
 
-    def _refuse_detached(self, name: str) -> None:
-        """Refuse a gradient of zero for an input on which the scores depend in another way."""
-        call = self.inputs.replace({name: _changed(self.inputs.leaves[name])})
-        with undisturbed(self.model, graph=False, call=call) as memory:
-            changed = self.scorer.of(memory.call.run(self.model), self.inputs.batch)
-        if not torch.equal(changed, self.scores):
-            raise MulticamError(
-                f"the target depends on input {name!r}, but not by a gradient: something behind it is detached (.detach(), "
-                "no_grad, argmax, rounding); name the other inputs with wrt=…, or take a method that needs no gradients, "
-                "such as occlusion"
-            )
-
     def _gridded(self, name: str, x: Tensor) -> Tensor:
         tap = self._taps[name]
         if tap.layer.reshape and not isinstance(tap.layer.reshape, Tokens):
@@ -386,33 +377,6 @@ class Trace:
 
     def _checked(self, name: str, gradient: Tensor) -> Tensor:
         return check_gradient(self._gridded(name, gradient), f"layer {self.paths[name]!r}", self._change)
-
-    def _explain_missing(self, name: str) -> NoReturn:
-        """Say why no gradient reached a layer. Runs the model once more, with this layer's output changed."""
-        tap = self._taps[name]
-        if tap.under_no_grad:
-            raise MulticamError(
-                f"layer {tap.label!r} runs under the model's own torch.no_grad(), so no gradient can reach it; "
-                "take a layer outside of it, or a method that needs no gradients such as EigenCAM"
-            )
-        again = Taps(self.model, [tap.layer])
-        with undisturbed(self.model, graph=False, call=self.inputs) as memory:
-            with again.observe(self.inputs.batch, lambda i, t, x: x.std() + 1 - x):
-                returned = memory.call.run(self.model)
-            changed = self.scorer.of(returned, self.inputs.batch)
-        if torch.equal(changed, self.scores):
-            raise MulticamError(
-                f"the target does not depend on layer {tap.label!r}: changing its output leaves every score as it is; "
-                "take a layer on the way to this output, or another target or output"
-            )
-        raise MulticamError(
-            f"the target depends on layer {tap.label!r}, but not by a gradient: something behind it is detached "
-            "(.detach(), no_grad, argmax, rounding); take a layer behind that, or a method that needs no gradients"
-        )
-
-
-def _changed(leaf: Tensor) -> Tensor:
-    return 1 - 2 * leaf if leaf.is_floating_point() or leaf.is_complex() else leaf.flip(-1)
 
 
 def _equal(first: Inputs, second: Inputs) -> bool:

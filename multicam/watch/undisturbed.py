@@ -17,6 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 from multicam.call.inputs import Inputs
 from multicam.errors import MulticamError, unknown
 from multicam.watch.attributes import Attributes
+from multicam.watch.backward import in_common_layouts
 from multicam.watch.memory import Memory
 from multicam.watch.module_calls import alike, tensors_of
 from multicam.watch.outside import Outside
@@ -182,6 +183,7 @@ class _Before:
             torch.backends.mha.set_fastpath_enabled(False)  # it calls none of the layers of `nn.TransformerEncoder`
         if graph:
             without_cudnn(modules)
+            in_common_layouts(modules)
         self._undo.append(Switches().restore)
         if memory.watched:
             self._outside = Outside(modules, attributes.left)

@@ -381,3 +381,40 @@ def test_streams_that_do_not_fit_are_refused(streams: Any, layouts: Any, message
     inputs = {"rgb": torch.rand(2, 3, 32, 32), "freq": torch.rand(2, 1, 12, 20)}
     with pytest.raises(MulticamError, match=message):
         attention(Scrambling(), inputs, layouts=layouts, streams=streams)
+
+
+@pytest.mark.parametrize("passes", [0, 1])
+def test_blocks_that_end_out_of_order_are_refused_and_everything_is_as_before(passes: int) -> None:
+    model = nn.TransformerEncoderLayer(8, 2, batch_first=True).eval()
+    before = torch.backends.mha.get_fastpath_enabled(), len(model._forward_hooks)
+    outer, inner = record_attention(model), record_attention(model)
+    first, second = outer.__enter__(), inner.__enter__()
+    for _ in range(passes):
+        model(torch.rand(1, 5, 8))
+    for block in (outer, inner):
+        with pytest.raises(MulticamError, match="end in the reverse order of their beginnings"):
+            block.__exit__(None, None, None)
+    assert len(first) == len(second) == passes
+    assert before == (torch.backends.mha.get_fastpath_enabled(), len(model._forward_hooks))
+    with record_attention(model) as after:
+        model(torch.rand(1, 5, 8))
+    assert len(after) == 1
+
+
+def test_an_error_in_a_block_is_told_and_not_the_order() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, batch_first=True).eval()
+    outer, inner = record_attention(model), record_attention(model)
+    outer.__enter__()
+    inner.__enter__()
+    assert not outer.__exit__(KeyError, KeyError("mine"), None)
+    with record_attention(model):
+        model(torch.rand(1, 5, 8))
+
+
+def test_blocks_one_in_another_both_record() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, batch_first=True).eval()
+    with record_attention(model) as outer:
+        with record_attention(model) as inner:
+            model(torch.rand(1, 5, 8))
+        model(torch.rand(1, 5, 8))
+    assert (len(outer), len(inner)) == (2, 1)

@@ -44,7 +44,7 @@ def kernel_component(x: Tensor) -> Tensor:
 
 
 def extreme_positive(found: Tensor) -> Tensor:
-    return found if found.max() >= -found.min() else -found
+    return -found if found.max() + found.min() < -1e-8 * found.abs().max() else found
 
 
 def standing_out(a: Tensor) -> Tensor:

@@ -52,6 +52,10 @@ class Case:
                 if isinstance(module, Around) and module.kind == "checkpoint":
                     # What is computed again reads what the first time left behind, and is another model's gradient.
                     module.kind = "plain"
+                if isinstance(module, nn.BatchNorm2d):
+                    # PyTorch's kernel pairs the wrong numbers where layouts are uncommon and an axis has one entry.
+                    module.register_forward_pre_hook(lambda module, given: (_laid_out(given[0]),))
+                    module.register_forward_hook(_gradient_laid_out)
         return self._model
 
     def logits(self, values: Mapping[str, Any], model: nn.Module | None = None) -> Tensor:
@@ -118,6 +122,15 @@ class Case:
             not torch.allclose(self.logits(self.row(i))[0].detach(), whole[i], 1e-9, 1e-9)
             for i in range(self.spec.batch)
         )
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _gradient_laid_out(module: nn.Module, given: Any, output: Tensor) -> None:
+    if output.requires_grad:
+        output.register_hook(_laid_out)
 
 
 def squares(logits: Tensor) -> Tensor:

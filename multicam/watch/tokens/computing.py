@@ -1,6 +1,7 @@
 """What becomes of token ids in operations that compute: element by element, contracted, on grids."""
 
 import re
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -23,7 +24,7 @@ from multicam.watch.tokens.marks import (
     same_rows,
     tensors_in,
 )
-from multicam.watch.tokens.places import Lattice
+from multicam.watch.tokens.places import Lattice, Places
 
 
 def _forget(op: Operation) -> None:
@@ -87,13 +88,9 @@ def _met(origins: Marks, a: Mark, shape_a: Shape, b: Mark, shape_b: Shape, out: 
             return a, shape
         if np.array_equal(inputs, b.lattice.inputs) and b.shape[-len(a.lattice.grid) - 1] == 1:
             return b, shape
-        if id(b) not in a.memo:
-            both = Lattice(a.lattice.samples, inputs, a.lattice.boxes, a.lattice.axes, a.lattice.grid)
-            a.memo[id(b)] = Mark(
-                lambda: origins.places.joined(a.ids, b.ids), np.broadcast_shapes(a.shape, b.shape), both
-            )
-            a.memo[id(b)].memo["other"] = b  # its id stays its own
-        return a.memo[id(b)], shape
+        both = Lattice(a.lattice.samples, inputs, a.lattice.boxes, a.lattice.axes, a.lattice.grid)
+        joined = partial(_joined, origins.places, a, b)
+        return origins.once(a, b, lambda: Mark(joined, np.broadcast_shapes(a.shape, b.shape), both)), shape
     if np.array_equal(a.ids, b.ids):
         return a, shape
     return Mark(origins.places.joined(a.ids, b.ids)), shape
@@ -179,10 +176,8 @@ def _spatial(
         return None
     if mark.open and mark.lattice:  # n is 1: a signal after all
         rows = mark.lattice
-        mark = mark.memo.setdefault(
-            "signal",
-            lay_images(origins, Lattice(rows.samples, rows.inputs, rows.boxes, (2,), rows.grid[1:]), x.shape[:1]),
-        )
+        signal = Lattice(rows.samples, rows.inputs, rows.boxes, (2,), rows.grid[1:])
+        mark = origins.once(mark, "signal", lambda: lay_images(origins, signal, x.shape[:1]))
     if prod(mark.shape[-n:]) == 1:
         return _contracted(origins, mark, x.ndim - 1 - n) if contracts else mark
     if mark.shape[-n:] != x.shape[-n:]:
@@ -196,23 +191,20 @@ def _spatial(
 
 def _gridded(origins: Marks, mark: Mark, n: int, contracts: bool) -> Mark:
     """A companion that knows its lattice, if it is one."""
-    key = ("gridded", n, contracts)
-    if key not in mark.memo:
-        ids = (
-            origins.places.union(mark.ids, (len(mark.shape) - 1 - n,))
-            if contracts and mark.shape[-1 - n] > 1
-            else mark.ids
-        )
+
+    def made() -> Mark:
+        joined = contracts and mark.shape[-1 - n] > 1
+        ids = origins.places.union(mark.ids, (len(mark.shape) - 1 - n,)) if joined else mark.ids
         found = origins.places.lattice(ids.reshape(-1, *ids.shape[-n:]))
         if found is None:
-            mark.memo[key] = Mark(ids)
-        else:
-            lattice, pads = found
-            whole = (slice(None),) * (ids.ndim - n)
-            part = tuple(slice(p, p + size) for (p, _), size in zip(pads, lattice.grid, strict=True))
-            inner = Mark(ids[whole + part], lattice=lattice)
-            mark.memo[key] = Mark(ids, (), lattice, pads, inner) if any(map(any, pads)) else inner
-    return mark.memo[key]
+            return Mark(ids)
+        lattice, pads = found
+        whole = (slice(None),) * (ids.ndim - n)
+        part = tuple(slice(p, p + size) for (p, _), size in zip(pads, lattice.grid, strict=True))
+        inner = Mark(ids[whole + part], lattice=lattice)
+        return Mark(ids, (), lattice, pads, inner) if any(map(any, pads)) else inner
+
+    return origins.once(mark, ("gridded", n, contracts), made)
 
 
 def _resized(origins: Marks, mark: Mark, grid: tuple[int, ...], over: Pads) -> Mark:
@@ -224,13 +216,19 @@ def _resized(origins: Marks, mark: Mark, grid: tuple[int, ...], over: Pads) -> M
         return mark
     if grid == lattice.grid and inner.shape[-n - 1] == 1:
         return inner
-    if (grid, over) not in mark.memo:
+    lead = mark.shape[: -n - 1]
+
+    def made() -> Mark:
         rows = lattice.extended(over or ((0, 0),) * n, grid)
-        lead = mark.shape[: -n - 1]
         # Channels are rows of their own where they differ and are pooled.
         one = prod(lead) == len(lattice.samples)
-        mark.memo[grid, over] = lay_images(origins, rows, lead) if one else lay_rows(origins, rows, mark.shape[:-n])
-    return mark.memo[grid, over]
+        return lay_images(origins, rows, lead) if one else lay_rows(origins, rows, mark.shape[:-n])
+
+    return origins.once(mark, (grid, over), made)
+
+
+def _joined(places: Places, a: Mark, b: Mark) -> np.ndarray:
+    return places.joined(a.ids, b.ids)
 
 
 _NAMES: dict[Rule, str] = {

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from threading import get_ident
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -125,7 +125,7 @@ class Follower(TorchDispatchMode, Generic[T]):
         origins = Origins(given, batch)
         self._listener.begin(module, given, batch, origins)
         self._given = list(given.values())
-        self._origins, self._products = origins, Products(self._is_parameter)
+        self._origins, self._products = origins, Products(partial(_lies_in, self._parameters))
         self._modules.append(module)
         return args, kwargs
 
@@ -154,9 +154,6 @@ class Follower(TorchDispatchMode, Generic[T]):
     @property
     def _place(self) -> Place:
         return Place(self._path, self._modules)
-
-    def _is_parameter(self, x: Tensor) -> bool:
-        return x.untyped_storage()._cdata in self._parameters
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -207,6 +204,10 @@ class Follower(TorchDispatchMode, Generic[T]):
         else:
             self._listener.hidden(self._path, f"the operator {func}, whose inside cannot be seen")
         return returned
+
+
+def _lies_in(memory: set[int], x: Tensor) -> bool:
+    return x.untyped_storage()._cdata in memory
 
 
 def _refuse_untold(module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -1,6 +1,7 @@
 """The companions of the tensors of a pass: token ids, and what the rules need of them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -25,7 +26,6 @@ class Mark:
         pads: How many entries along each axis surround them.
         inner: The companion before these were added.
         open: Whether a tensor `(b n c)` may be features of n tokens, a signal along c, or an image: the next operation tells.
-        memo: What became of it in other operations, so that the same operation again makes the same ids.
     """
 
     def __init__(
@@ -43,7 +43,6 @@ class Mark:
         self.pads = pads
         self.inner = inner
         self.open = open
-        self.memo: dict[Any, Mark] = {}
 
     @property
     def ids(self) -> np.ndarray:
@@ -72,6 +71,14 @@ class Marks:
     def __init__(self, axes: Mapping[str, tuple[int, ...]]) -> None:
         self.places = Places(axes)
         self._marks: Any = WeakTensorKeyDictionary()
+        self._made: dict[tuple[Mark, Any], Mark] = {}
+
+    def once(self, mark: Mark, how: Any, make: Callable[[], Mark]) -> Mark:
+        """What becomes of a companion in an operation, so that the same operation again makes the same ids."""
+        # Here and not with the companion: what is made may read its ids when they are asked for, and that would be a cycle.
+        if (mark, how) not in self._made:
+            self._made[mark, how] = make()
+        return self._made[mark, how]
 
     def mark(self, x: Any) -> Mark | None:
         """The companion of a tensor; None for what is not followed."""
@@ -96,7 +103,7 @@ def _words(origins: Marks, name: str, x: Tensor) -> Mark:
 def _vector(origins: Marks, name: str, x: Tensor) -> Mark:
     lattice = origins.places.whole(name, len(x), tuple(x.shape[1:]))
     rows = Lattice(lattice.samples, lattice.inputs, lattice.boxes, (), ())
-    return Mark(lambda: origins.places.lay(rows)[:, None], (len(x), 1), lattice, open=True)
+    return Mark(partial(_laid, origins.places, rows, (len(x), 1)), (len(x), 1), lattice, open=True)
 
 
 def _plane(origins: Marks, name: str, x: Tensor) -> Mark:
@@ -107,7 +114,7 @@ def _features(origins: Marks, name: str, x: Tensor) -> Mark:
     lattice = origins.places.whole(name, len(x), tuple(x.shape[1:]))
     rows = Lattice(lattice.samples, lattice.inputs, lattice.boxes, (1,), lattice.grid[:1])
     shape = (*x.shape[:2], 1)
-    return Mark(lambda: origins.places.lay(rows).reshape(shape), shape, lattice, open=True)
+    return Mark(partial(_laid, origins.places, rows, shape), shape, lattice, open=True)
 
 
 def _image(origins: Marks, name: str, x: Tensor) -> Mark:
@@ -117,7 +124,7 @@ def _image(origins: Marks, name: str, x: Tensor) -> Mark:
 def _channels_last(origins: Marks, name: str, x: Tensor) -> Mark:
     lattice = origins.places.whole(name, len(x), tuple(x.shape[1:3]))
     shape = (*x.shape[:3], 1)
-    return Mark(lambda: origins.places.lay(lattice).reshape(shape), shape)
+    return Mark(partial(_laid, origins.places, lattice, shape), shape)
 
 
 def channels_are_last(x: Tensor) -> bool:
@@ -142,7 +149,12 @@ def frames_of(lattice: Lattice) -> Lattice:
 def lay_images(origins: Marks, lattice: Lattice, lead: Shape) -> Mark:
     """The companion of images `(*lead c *grid)` whose rows are the grids of a lattice."""
     shape = (*lead, 1, *lattice.grid)
-    return Mark(lambda: origins.places.lay(lattice).reshape(shape), shape, lattice)
+    return Mark(partial(_laid, origins.places, lattice, shape), shape, lattice)
+
+
+def _laid(places: Places, lattice: Lattice, shape: Shape) -> np.ndarray:
+    # Of the places only: who holds the companions would be held by them in a cycle.
+    return places.lay(lattice).reshape(shape)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -249,4 +261,4 @@ def same_rows(a: Lattice, b: Lattice) -> bool:
 def lay_rows(origins: Marks, lattice: Lattice, lead: Shape) -> Mark:
     """The companion of a tensor `(*lead *grid)` whose rows are the grids of a lattice."""
     shape = (*lead, *lattice.grid)
-    return Mark(lambda: origins.places.lay(lattice).reshape(shape), shape, lattice)
+    return Mark(partial(_laid, origins.places, lattice, shape), shape, lattice)

@@ -1,6 +1,7 @@
 """What becomes of token ids in operations that view, move or join entries."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -163,12 +164,7 @@ def _join(op: Operation) -> Mark | None:
     if not features and len(known) < len(parts):
         marks = _with_own(op.origins, parts, marks, axis)
 
-    def ids() -> np.ndarray:
-        arrays = [np.full((1,) * op.out.ndim, CONSTANT) if m is None else m.ids for m in marks]
-        sizes = [max(a.shape[i] for a in arrays) for i in range(op.out.ndim)]
-        full = [[x.shape[axis] if i == axis else size for i, size in enumerate(sizes)] for x in parts]
-        return np.concatenate([np.broadcast_to(a, shape) for a, shape in zip(arrays, full, strict=True)], axis)
-
+    ids = partial(_concatenated, marks, [tuple(x.shape) for x in parts], axis)
     first = lattices[0] if gridded else None
     if first and all(other.grid == first.grid and other.axes == first.axes for other in lattices):
         shape = list(known[0].shape)
@@ -186,6 +182,16 @@ def _join(op: Operation) -> Mark | None:
             )
             return Mark(ids, shape, Lattice(samples, inputs, boxes, first.axes, first.grid))
     return Mark(ids())
+
+
+def _concatenated(marks: Sequence[Mark | None], shapes: Sequence[Shape], axis: int) -> np.ndarray:
+    # Of no tensor and no pass: those would be held by their own companions.
+    arrays = [
+        np.full((1,) * len(shape), CONSTANT) if m is None else m.ids for m, shape in zip(marks, shapes, strict=True)
+    ]
+    sizes = np.broadcast_shapes(*((*a.shape[:axis], 1, *a.shape[axis + 1 :]) for a in arrays))
+    full = [(*sizes[:axis], shape[axis], *sizes[axis + 1 :]) for shape in shapes]
+    return np.concatenate([np.broadcast_to(a, shape) for a, shape in zip(arrays, full, strict=True)], axis)
 
 
 def _with_own(origins: Marks, parts: Sequence[Tensor], marks: Sequence[Mark | None], axis: int) -> list[Mark | None]:
