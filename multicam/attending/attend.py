@@ -172,11 +172,18 @@ def _mapping(name: str, given: Any, example: str) -> dict[str, Any]:
 def _graph_from_the_start(model: nn.Module) -> Iterator[None]:
     """Let embeddings, tokens and biases require a gradient, from which a graph begins; weights of layers need none for that."""
     weighted = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase)
-    with ExitStack() as stack:
-        for module in model.modules():
-            for parameter in module.parameters(recurse=False):
-                heavy = isinstance(module, weighted) and parameter.ndim > 1
-                if parameter.is_floating_point() and not parameter.requires_grad and not heavy:
-                    parameter.requires_grad_(True)
-                    stack.callback(parameter.requires_grad_, False)
+    frozen = [
+        parameter
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+        if parameter.is_floating_point()
+        and not parameter.requires_grad
+        and not (isinstance(module, weighted) and parameter.ndim > 1)
+    ]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
         yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)

@@ -314,9 +314,9 @@ class BaseCAM(Checked):
 def evaluating(model: nn.Module) -> Iterator[None]:
     """With the model in evaluation mode, for steps of a subclass that run it; afterwards as it was."""
     training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
     try:
+        for module in training:
+            module.training = False
         yield
     finally:
         for module in training:

@@ -1,7 +1,7 @@
 """Hooks of a pass: they come before all others, and hear the threads that work for it only."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -95,3 +95,15 @@ def others(module: nn.Module) -> list[Any]:
 def has_others(module: nn.Module) -> bool:
     """Whether a module tells somebody else what it is given or returns."""
     return bool(others(module))
+
+
+def take_off(modules: Iterable[nn.Module], mine: Callable[[Any], bool]) -> None:
+    """Take the hooks that are mine off these modules; it may be called again where it was interrupted, also while they were put on."""
+    for module in modules:
+        for key in [key for key, hook in module._forward_pre_hooks.items() if mine(hook)]:
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+            module._forward_pre_hooks.pop(key, None)
+        for key in [key for key, hook in module._forward_hooks.items() if mine(hook)]:
+            module._forward_hooks_with_kwargs.pop(key, None)
+            module._forward_hooks_always_called.pop(key, None)
+            module._forward_hooks.pop(key, None)

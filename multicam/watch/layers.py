@@ -11,13 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from multicam.call.inputs import wide
+from multicam.call.inputs import Inputs, wide
 from multicam.call.tree import leaves, rebuild, resolve
 from multicam.errors import MulticamError, unknown
 from multicam.watch.grids import Grids
 from multicam.watch.hooks import after
+from multicam.watch.module_calls import alike, tensors_of
+from multicam.watch.plain import has_memory
 from multicam.watch.reshape import Reshape
-from multicam.watch.undisturbed import module_paths, unwrapped
+from multicam.watch.undisturbed import module_paths, undisturbed, unwrapped
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,14 @@ class Tap:
     reshape: Reshape | None = None
     under_no_grad: bool = False
     elsewhere: bool = False  # whether another thread of the pass called it
+    handed_on: Tensor | None = (
+        None  # what went on instead of the output, where that lay in the memory of what the layer was given
+    )
+
+    @property
+    def parted(self) -> bool:
+        """Whether the model wrote into what went on instead of the output, so that who holds what the layer was given does not see it."""
+        return self.handed_on is not None and self.handed_on._version > 0
 
     @property
     def label(self) -> str:
@@ -159,22 +169,25 @@ class Taps:
         taps = [Tap(layer, path, self.paths[path]) for layer, path in zip(self.layers, self.names, strict=True)]
         thread = get_ident()
 
-        def tapped(module: nn.Module, _: Any, output: Any) -> Any:
+        def tapped(module: nn.Module, given: Any, output: Any) -> Any:
             for i, tap in enumerate(taps):
                 if tap.module is not module:
                     continue
                 tap.elsewhere |= get_ident() != thread
                 if tap.calls == (tap.layer.call or 0):
-                    output = rebuild(output, partial(exchange, tap.pick(output), i, tap))
+                    output = rebuild(output, partial(exchange, tap.pick(output), i, tap, given))
                 tap.calls += 1
             return output
 
-        def exchange(picked: str, i: int, tap: Tap, path: str, x: Any) -> Any:
+        def exchange(picked: str, i: int, tap: Tap, given: Any, path: str, x: Any) -> Any:
             if path != picked:
                 return x
             tap.shape, tap.under_no_grad = x.shape, not torch.is_grad_enabled()
             tap.reshape = tap.layer.reshape or self._grids.reshape(x, tap.label, tap.path, tap.module, batch, seen)
-            return receive(i, tap, x)
+            onward = receive(i, tap, x)
+            if _shares(x, given):
+                tap.handed_on = onward
+            return onward
 
         with ExitStack() as hooks:
             for module in {id(tap.module): tap.module for tap in taps}.values():
@@ -183,6 +196,32 @@ class Taps:
             yield taps
         for tap in taps:
             self._check_calls(tap)
+
+    def check_parted(self, taps: Sequence[Tap], call: Inputs, picked: Any, pick: Callable[[Any], Any]) -> None:
+        """Refuse a pass in which a copy of a layer's output made the model return something else; it takes one more only where that may be.
+
+        Args:
+            taps: What `observe` yielded.
+            call: What the model was called with.
+            picked: The part of what it returned that counts.
+            pick: From what it returns to that part.
+        """
+        parted = [tap.label for tap in taps if tap.parted]
+        for tap in taps:
+            tap.handed_on = None
+        if not parted:
+            return
+        with undisturbed(self.model, graph=False, call=call, part="untapped") as memory:
+            plain = tensors_of(pick(memory.call.run(self.model)))
+            found = {path: x.detach() for path, x in tensors_of(picked).items()}
+            same = all(
+                path in found and found[path].shape == x.shape and alike(found[path], x) for path, x in plain.items()
+            )
+        if not same:
+            raise MulticamError(
+                f"layer {parted[0]!r} returns what it is given, the model writes into that afterwards and reads it again elsewhere: with a copy in "
+                "between, as maps need it, the model returns something else; take the layer before it, or one behind"
+            )
 
     def _path(self, layer: Layer) -> str:
         if isinstance(layer.path, nn.Module):
@@ -224,3 +263,9 @@ class Taps:
             raise MulticamError(
                 f"layer {tap.label!r} does not exist: {tap.path!r} is called {tap.calls} times, counted from 0"
             )
+
+
+def _shares(x: Tensor, given: Any) -> bool:
+    """Whether a tensor lies in the memory of one of these."""
+    tensors = (leaf for leaf in leaves(given).values() if isinstance(leaf, Tensor) and has_memory(leaf))
+    return has_memory(x) and any(leaf.untyped_storage()._cdata == x.untyped_storage()._cdata for leaf in tensors)

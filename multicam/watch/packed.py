@@ -183,10 +183,11 @@ class PackedModel(nn.Module):
             undisturbed(self.model, graph=None, part=("packed", start, graph, training, repr(call))) as memory,
             memory.saving(),
             module_by_module() if self._inside_fused else nullcontext(),
-            self._taps.observe(packed.shape[0], partial(self._through_tap, graph)),
+            self._taps.observe(packed.shape[0], partial(self._through_tap, graph)) as seen,
             Recomputed() if graph and memory.watched else nullcontext() as recomputed,
         ):
             returned = call.run(self.model)
+        self._taps.check_parted(seen, self.unpack(packed), returned, lambda output: output)
         if recomputed and recomputed.found:
             memory.forget()
             self._refuse_changes(recomputed, training)

@@ -221,7 +221,8 @@ class Reruns:
         return max(count(values), self.copies)
 
     def _copied(self, rows: Tensor) -> Tensor:
-        return rows if len(rows) >= self.copies else rows[:1].expand(self.copies, *rows.shape[1:])
+        # Each in memory of its own, as a model may write into them.
+        return rows if len(rows) >= self.copies else rows[:1].repeat_interleave(self.copies, 0)
 
     def _gridded(self, x: Tensor) -> Tensor:
         assert self._tap.reshape is not None

@@ -128,16 +128,24 @@ def at_work() -> Iterator[None]:
     if _now is not None:
         yield
         return
-    _now = Workers()
+    before = [vars(owner)[name] for owner, name, _ in HANDED]
     try:
-        with ExitStack() as stack:
-            for owner, name, place in HANDED:
-                before = vars(owner)[name]
-                stack.callback(setattr, owner, name, before)
-                setattr(owner, name, _enlisting(before, place))
+        try:
+            _now = Workers()
+            for (owner, name, place), method in zip(HANDED, before, strict=True):
+                setattr(owner, name, _enlisting(method, place))
             yield
+        finally:
+            _dismiss(before)
     finally:
-        _now = None
+        _dismiss(before)  # once more, for an interrupt that comes meanwhile
+
+
+def _dismiss(before: Iterable[Work]) -> None:
+    global _now
+    for (owner, name, _), method in zip(HANDED, before, strict=True):
+        setattr(owner, name, method)
+    _now = None
 
 
 def _enlisting(method: Work, place: int) -> Work:

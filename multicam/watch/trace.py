@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -140,6 +140,7 @@ class Trace:
                 self.scorer = Scorer(target, output).pinned(output_tensor)
                 self._scores = self.scorer.of_picked(output_tensor, batch)
                 self.output = rebuild(output_tensor, lambda _, leaf: memory.apart(leaf))
+            taps.check_parted(seen, self.inputs, self.output, partial(select_output, path=output))
             self._memory = memory
             return seen
 

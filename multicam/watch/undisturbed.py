@@ -177,8 +177,8 @@ class _Before:
         # Where no graph is made they stay as they are, because PyTorch chooses kernels by what requires a gradient, also under `no_grad`.
         recorded = graph is not None or torch.is_grad_enabled()
         trainable = [p for p in parameters.values() if p.requires_grad and recorded]
-        self._undo.append(partial(_require_gradients, trainable, True))
-        _require_gradients(trainable, False)
+        self._undo.append(partial(_require_gradients, [(p, p.requires_grad) for p in parameters.values()]))
+        _require_gradients((p, False) for p in trainable)
         if graph is not None:
             torch.backends.mha.set_fastpath_enabled(False)  # it calls none of the layers of `nn.TransformerEncoder`
         if graph:
@@ -233,9 +233,10 @@ def _set_gradients(gradients: Iterable[tuple[nn.Parameter, Tensor | None]]) -> N
             parameter.grad = gradient
 
 
-def _require_gradients(parameters: Iterable[nn.Parameter], required: bool) -> None:
-    for parameter in parameters:
-        parameter.requires_grad_(required)
+def _require_gradients(flags: Iterable[tuple[nn.Parameter, bool]]) -> None:
+    for parameter, required in flags:
+        if parameter.requires_grad != required:
+            parameter.requires_grad_(required)
 
 
 def _parameters(modules: Iterable[nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
@@ -313,8 +314,8 @@ def _differs(model: nn.Module, call: Inputs) -> bool:
 def module_by_module() -> Iterator[None]:
     """Without the fused path of `nn.TransformerEncoder`, which calls none of its layers."""
     before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)

@@ -58,9 +58,18 @@ def places(case: Case) -> list[Place]:
             pick = 0 if isinstance(model.get_submodule(path), nn.GRU) else None
             place = Place(path, call, len(outputs), grid, x.ndim == 3, pick, None, grid)
             alone = torch.stack([activations(case, place, sample) for sample in range(len(x))])
-            if torch.allclose(alone, channels_second(x, place), 1e-9, 1e-9):  # else a row has two truths
+            if torch.allclose(alone, channels_second(x, place), 1e-9, 1e-9) and _is_apart(
+                case, place
+            ):  # else a row has two truths
                 found += _laid(case, place)
     return found
+
+
+def _is_apart(case: Case, place: Place) -> bool:
+    """Whether the model returns the same with a copy of the layer's output in between: else its output is another tensor, too."""
+    model = case.model()
+    with tapped(model, place, torch.clone), torch.no_grad():
+        return abs(float(case.score(0, None, model)) - case.value(0)) <= 1e-9 * case.size
 
 
 def _laid(case: Case, place: Place) -> Iterator[Place]:

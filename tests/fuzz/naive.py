@@ -124,8 +124,8 @@ class Case:
         )
 
 
-def _laid_out(x: Tensor) -> Tensor:
-    return x.clone(memory_format=torch.contiguous_format)
+def _laid_out(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.clone(memory_format=torch.contiguous_format)
 
 
 def _gradient_laid_out(module: nn.Module, given: Any, output: Tensor) -> None:

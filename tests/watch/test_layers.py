@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multicam import GradCAM, HiResCAM, Layer, MulticamError, Trace, tokens
+from multicam import GradCAM, HiResCAM, Layer, MulticamError, PackedModel, Trace, tokens
 from tests.helpers.models import Fusion, Siamese, fusion_inputs, seeded
 
 X = torch.rand(2, 3, 16, 16)
@@ -183,3 +183,34 @@ def test_a_layer_that_does_not_exist_is_refused_before_the_first_call() -> None:
 def test_a_reshape_that_computes_is_refused() -> None:
     with pytest.raises(MulticamError, match="must only rearrange or select"):
         GradCAM(seeded(Fusion), Layer("rgb", reshape=lambda x: x * 2))(fusion_inputs(), 1)
+
+
+class HandingOn(nn.Module):
+    """A layer that does nothing in evaluation mode, before something in place, and a shortcut from before it or none."""
+
+    def __init__(self, shortcut: bool, write: bool) -> None:
+        super().__init__()
+        self.shortcut, self.conv, self.drop = shortcut, nn.Conv2d(3, 4, 3), nn.Dropout(0.5)
+        self.act = nn.ReLU(inplace=write)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        y = self.act(self.drop(x))
+        return (y + 0.5 * x if self.shortcut else y).mean((2, 3))
+
+
+@pytest.mark.parametrize("shortcut", [True, False])
+@pytest.mark.parametrize("write", [True, False])
+def test_a_copy_of_what_a_layer_hands_on_must_not_change_the_model(shortcut: bool, write: bool) -> None:
+    torch.manual_seed(0)
+    model, x = HandingOn(shortcut, write).eval(), torch.rand(1, 3, 6, 6)
+    packed = PackedModel(model, x, ["drop"])
+    if shortcut and write:
+        for call in (lambda: GradCAM(model, "drop")(x, 1), lambda: packed(packed.pack(x))):
+            with pytest.raises(MulticamError, match="'drop' returns what it is given, the model writes into that"):
+                call()
+        return
+    with torch.no_grad():
+        expected = model(x)
+    assert torch.equal(Trace(model, x, {"drop": "drop"}, 1).scores, expected[:, 1])
+    assert torch.equal(packed(packed.pack(x)), expected)

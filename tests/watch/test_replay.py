@@ -673,3 +673,22 @@ def test_what_does_not_fit_is_refused() -> None:
         trace.rescore({"rgb": torch.rand(2, 3, 32, 32), "depth": torch.rand(3, 1, 16, 32)}, 0)
     with pytest.raises(MulticamError, match="give the inputs to change, of 'rgb', 'depth', 'texture'"):
         trace.rescore({}, 0)
+
+
+def test_a_model_that_needs_two_rows_and_writes_into_them() -> None:
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(2, 3, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) < 2:
+                raise ValueError("expected more than one row")
+            x += 1
+            return self.head(self.conv(x).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, x = Pairs().eval(), torch.rand(2, 2, 6, 6)
+    rows = torch.rand(6, 2, 6, 6)
+    expected = model(rows.clone())[:, 1].detach()
+    torch.testing.assert_close(Trace(model, x, {}, 1).rescore({"x": rows}, 1), expected)

@@ -1,7 +1,7 @@
 """The mode that sees every operation of a model's passes, and tells a listener of the attentions among them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from threading import get_ident
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from multicam.call.inputs import Inputs
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError
-from multicam.watch.hooks import takes_hooks
+from multicam.watch.hooks import take_off, takes_hooks
 from multicam.watch.tokens.fused import FUSED, Scores
 from multicam.watch.tokens.origins import Origins
 from multicam.watch.tokens.written_out import Attended, Products
@@ -103,14 +103,25 @@ class Follower(TorchDispatchMode, Generic[T]):
                 f"{type(self._model).__name__} is TorchScript, which does not tell when it runs: put it into a module, as in "
                 "torch.nn.Sequential(model), and explain that"
             )
-        with ExitStack() as hooks:
-            for module in self._model.modules():
-                if isinstance(module, torch.jit.ScriptModule) and module is not self._model:
-                    continue  # what it runs is seen, and belongs to the module around it
-                hooks.enter_context(module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=False))
-                hooks.enter_context(module.register_forward_hook(self._leave, always_call=True))
-            hooks.enter_context(self)
-            yield
+        modules = [
+            module  # what a scripted one runs is seen, and belongs to the module around it
+            for module in self._model.modules()
+            if module is self._model or not isinstance(module, torch.jit.ScriptModule)
+        ]
+        try:
+            try:
+                for module in modules:
+                    module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=False)
+                    module.register_forward_hook(self._leave, always_call=True)
+                with self:
+                    yield
+            finally:
+                take_off(modules, self._is_mine)
+        finally:
+            take_off(modules, self._is_mine)  # once more, for an interrupt that comes meanwhile
+
+    def _is_mine(self, hook: Any) -> bool:
+        return hook in (self._enter, self._leave)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if get_ident() != self._thread:
