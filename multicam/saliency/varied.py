@@ -87,7 +87,7 @@ class Varied:
 
     def _alone(self, samples: Sequence[int], rows: Mapping[str, Tensor], i: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The score `(1)` and the gradients `(1 …)` of a row in a pass of its own."""
-        failed: Exception | None = None
+        failed: list[Exception] = []
         for copies in [self._copies] if self._copies else sorted({1, 2, self._call.batch}):
             try:
                 found = self._some(samples, rows, [i] * copies)
@@ -95,14 +95,19 @@ class Varied:
             except FAILURES as error:
                 if out_of_memory(error) or self._copies:
                     raise
-                failed = failed or error
+                failed.append(error)
                 continue
             if copies > 1 and not self._copies:
                 self._refuse_company(samples[i], copies)
             self._copies = copies
             return scores[:1], {name: g[:1] for name, g in grads.items()}
-        assert failed is not None
-        raise failed
+        for each in failed:
+            if isinstance(each, MulticamError):
+                raise each  # what is said of the copies that the model runs
+        raise MulticamError(
+            f"{type(self._trace.model).__name__} runs {self._call.batch} samples, but neither a variation of sample {samples[i]} alone nor copies of it: "
+            f"{failed[0]}"
+        ) from failed[0]
 
     def _refuse_company(self, sample: int, copies: int) -> None:
         """Refuse a model that runs no sample alone and has other scores in other company."""

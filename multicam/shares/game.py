@@ -124,11 +124,9 @@ class Game(Scored):
         """Decide what the target chooses from the output for the samples themselves."""
         mixing, scores = self._mixing(()), self._scores_of
         self._singly = self._singly or mixing.output is None
-        if self._singly and self.batch > 1:
-            Trace(
-                self._model, self._call, {}, scores.scorer.target, scores.scorer.output
-            ).refuse_target_without_samples()
+        self._asked = Asked(self._model, self._call, scores.unfixed)
         if self._singly:
+            self._decide()
             found = torch.stack([mixing.singly.score_of(sample) for sample in range(self.batch)])
         else:
             output = self._of_samples(mixing.output)
@@ -138,18 +136,25 @@ class Game(Scored):
                     self._model, self._call, {}, scores.scorer.target, scores.scorer.output
                 ).refuse_target_without_samples()
             found = scores.scorer.read(output, range(self.batch))
-        self._asked = Asked(self._model, self._call, scores.scorer)
+            self._asked = Asked(self._model, self._call, scores.scorer)
         self._asked.check(found)
 
+    def _decide(self) -> None:
+        """Have the call as it is decide what the target chooses, for samples that run alone from then on."""
+        scores = self._scores_of
+        if self.batch == 1 or scores.decided is not None:
+            return
+        trace = Trace(self._model, self._call, {}, scores.unfixed.target, scores.unfixed.output)
+        trace.refuse_target_without_samples()
+        scores.decided, self._before = trace.scorer, trace.scores
+        self._asked = Asked(self._model, self._call, trace.scorer)
+
     def _doubt(self, samples: Sequence[int]) -> None:
-        """Have each sample decide what the target chooses when it runs alone, and say where it has another score than in its batch."""
-        mixing = self._mixing(())
-        for sample in samples:
-            alone = mixing.singly.score_of(sample)
-            if self._singly or sample in self._doubted:
-                continue
+        """Say where a sample has another score alone than in its batch."""
+        self._decide()
+        for sample in {*samples} - self._doubted if self.batch > 1 else ():
             self._doubted.add(sample)
-            before = self._scores_of.scorer.read(self._of_samples(mixing.output), range(self.batch))[sample]
+            alone, before = self._mixing(()).singly.score_of(sample), self._before[sample]
             if not alike(alone[None], before[None]):
                 warnings.warn(
                     f"sample {sample} has the score {alone:.6g} alone and {before:.6g} in its batch: scores of {type(self._model).__name__} depend on "
@@ -267,17 +272,20 @@ class _Scores:
         scorer: With nothing decided.
 
     Attributes:
+        unfixed: The scorer with nothing decided.
         scorer: What scores the samples together.
+        decided: What scores each that runs alone; None: nothing is decided yet.
     """
 
     def __init__(self, scorer: Scorer) -> None:
-        self._unfixed = self.scorer = scorer
+        self.unfixed = self.scorer = scorer
+        self.decided: Scorer | None = None
         self._alone: dict[int, Scorer] = {}
 
     def fix(self, output: Any, batch: int) -> None:
         """Decide by the output for all samples."""
-        fixed = self._unfixed.pinned(select_output(output, self._unfixed.output))
-        self.scorer = self._unfixed if fixed is self._unfixed else fixed.take(range(batch))
+        fixed = self.unfixed.pinned(select_output(output, self.unfixed.output))
+        self.scorer = self.unfixed if fixed is self.unfixed else fixed.take(range(batch))
 
     def together(self, owners: Sequence[int], output: Any, rows: Sequence[int]) -> Float[Tensor, " n"]:
         """The scores of rows that ran together.
@@ -290,10 +298,12 @@ class _Scores:
         return self.scorer.read(output, [owners[row] for row in rows])
 
     def alone(self, owners: Sequence[int], output: Any, rows: Sequence[int]) -> Float[Tensor, " n"]:
-        """The scores of copies of one row that ran alone; a sample's first decides what the target chooses."""
+        """The scores of copies of one row that ran alone; where nothing is decided, a sample's first decides what the target chooses."""
         sample = owners[rows[0]]
+        if self.decided is not None:
+            return self.decided.read(output, [sample] * len(rows))
         if sample not in self._alone:
-            scorer = self._unfixed.take([sample] * len(rows))
+            scorer = self.unfixed.take([sample] * len(rows))
             self._alone[sample] = scorer.pinned(select_output(output, scorer.output))
         return self._alone[sample].read(output, [0] * len(rows))
 

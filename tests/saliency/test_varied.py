@@ -101,6 +101,18 @@ def test_a_model_that_needs_two_rows_and_compares_them_is_refused(size: int) -> 
         varied.gradients([i % 2 for i in range(size)], {"x": torch.rand(size, 2, 3)})
 
 
+def test_a_model_that_runs_no_variation_is_refused_in_our_words() -> None:
+    class Once(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.max() > 1:
+                raise ValueError("pixels must be between 0 and 1")
+            return x.flatten(1)
+
+    varied = Varied(Trace(Once().eval(), torch.rand(2, 2, 3), {}, 1), ["x"], CHANGED)
+    with pytest.raises(MulticamError, match="neither a variation of sample 1 alone nor copies of it: pixels must be"):
+        varied.gradients([1], {"x": 2 + torch.rand(1, 2, 3)})
+
+
 def test_rows_of_samples_that_meet_later_are_tried_alone_then() -> None:
     torch.manual_seed(0)
     model, x = Company("samples").double().eval(), torch.rand(2, 2, 3, dtype=torch.float64)
