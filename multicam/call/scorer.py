@@ -11,7 +11,7 @@ from torch import Tensor
 from multicam.call.outputs import has_tensor, unpicked
 from multicam.call.targets.scores import ClassScore, Target, TopClass
 from multicam.call.tree import leaves, rebuild, resolve
-from multicam.errors import MulticamError
+from multicam.errors import MulticamError, out_of_memory
 
 TargetLike = Target | int | Sequence[int] | Tensor | None
 OutputLike = str | int | Callable[[Any], Any] | None
@@ -68,7 +68,7 @@ def _said_of(output: Any) -> Iterator[None]:
     except MulticamError:
         raise
     except Exception as error:
-        if not has_tensor(output):
+        if not has_tensor(output) and not out_of_memory(error):
             raise MulticamError(unpicked(output)) from error
         if not isinstance(output, Tensor):
             error.add_note(unpicked(output))

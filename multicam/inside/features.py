@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
-from multicam.errors import MulticamError
+from multicam.errors import MulticamError, out_of_memory
 from multicam.watch.convolved import Convolved
 from multicam.watch.layers import LayerLike, Tap, Taps
 from multicam.watch.undisturbed import module_paths, undisturbed, unwrapped
@@ -144,6 +144,8 @@ def kernels(layer: nn.Module) -> Kernels:
             with Convolved() as seen:
                 layer(_zeros(layer))
         except (RuntimeError, TypeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
             raise MulticamError(_by_hand(layer, f"cannot be run alone ({error})")) from error
         if len(seen.found) != 1:
             raise MulticamError(_by_hand(layer, f"computes {len(seen.found)} convolutions where one is expected"))

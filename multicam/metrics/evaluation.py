@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from multicam.call.baselines import Baseline
 from multicam.call.inputs import Inputs
 from multicam.call.scorer import OutputLike, TargetLike
-from multicam.errors import MulticamError, at_least_one, unknown
+from multicam.errors import MulticamError, at_least_one, out_of_memory, unknown
 from multicam.maps import Maps
 from multicam.metrics.explanations import Explain, named_maps, refuse_not_finite, refuse_uncallable
 from multicam.metrics.measures import METRICS, Explained, Metric
@@ -244,5 +244,7 @@ def _told(where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if out_of_memory(error):
+            raise
         what = "" if isinstance(error, MulticamError) else f"{type(error).__name__}: "
         raise MulticamError(f"{where}: {what}{error}") from error

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from multicam.call.inputs import Inputs
 from multicam.call.scorer import OutputLike, TargetLike
 from multicam.chance import seeded
-from multicam.errors import MulticamError
+from multicam.errors import MulticamError, out_of_memory
 from multicam.maps import Maps
 from multicam.metrics.explanations import Explain, explained_maps, refuse_not_finite
 from multicam.metrics.localization import agreement
@@ -177,6 +177,8 @@ def _copied(model: nn.Module) -> nn.Module:
         with LOCK, torch.no_grad():
             return deepcopy(model)
     except Exception as error:  # what a model holds that cannot be copied raises anything
+        if out_of_memory(error):
+            raise
         raise MulticamError(
             f"{type(model).__name__} cannot be copied, and only a copy is randomised ({error}); tensors that were computed, open files and "
             "locks that it holds as attributes are the usual reason"

@@ -15,7 +15,7 @@ from multicam.call.inputs import Inputs
 from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output, turned
 from multicam.call.targets.scores import Target
 from multicam.call.tree import rebuild
-from multicam.errors import MulticamError
+from multicam.errors import MulticamError, out_of_memory
 from multicam.watch.backward import gradients
 from multicam.watch.finite import CHANGED, Asked, Change, How, check_gradient, check_layer
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
@@ -257,8 +257,10 @@ class Trace:
             return
         try:
             found = self.scorer.of_picked(turned(self.output, self.inputs.batch), self.inputs.batch)
-        except (RuntimeError, ValueError, TypeError, LookupError):  # it knows its samples by something else
-            return
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+            if out_of_memory(error):
+                raise
+            return  # it knows its samples by something else
         if not torch.allclose(found.flip(0), self.scores, 1e-3, 1e-3 * float(self.scores.abs().max()), equal_nan=True):
             raise MulticamError(
                 f"the target {self.target!r} treats each sample differently, so it must say what belongs to which: give it a method "

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from multicam.call.inputs import Inputs
 from multicam.call.tree import rebuild
-from multicam.errors import MulticamError
+from multicam.errors import MulticamError, out_of_memory
 from multicam.watch.hooks import take_off, takes_hooks
 from multicam.watch.tokens.fused import FUSED, Scores
 from multicam.watch.tokens.origins import Origins
@@ -187,6 +187,8 @@ class Follower(TorchDispatchMode, Generic[T]):
         except MulticamError:
             raise  # what the user said does not fit
         except Exception as error:  # the model's pass must go on
+            if out_of_memory(error):
+                raise
             what = f"{func._schema.name} on what may be attention, which could not be followed: {error}"
             self._listener.no_attention(self._path, what)
             return returned

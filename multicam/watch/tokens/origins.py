@@ -27,7 +27,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from multicam.errors import MulticamError, unknown
+from multicam.errors import MulticamError, out_of_memory, unknown
 from multicam.watch.reshape import Tokens
 from multicam.watch.tokens import moving, picking
 from multicam.watch.tokens.computing import rule_of
@@ -88,7 +88,11 @@ class Origins(Marks):
         """Take note of one operation of the dispatcher that has run."""
         try:
             self._follow(func, args, kwargs, returned)
-        except Exception:  # an operation called in a way that its rule does not know; the model's pass must go on
+        except (
+            Exception
+        ) as error:  # an operation called in a way that its rule does not know; the model's pass must go on
+            if out_of_memory(error):
+                raise
             for out in tensors_in(returned):
                 self._set(out, lost_like(out), mutates=False)
 
