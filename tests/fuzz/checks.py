@@ -76,8 +76,11 @@ def _failures(case: Case, check: Check) -> Iterator[Failure]:
             answer = check.ask(model, call)
     except mc.MulticamError as error:
         answer = None
-        # No pass tells which list has an item for each row, where a row is another one alone; and brute force has taken checkpoints out.
-        allowed = (case.company and "cannot tell whether" in str(error)) or "torch.utils.checkpoint" in str(error)
+        # No pass tells which list has an item for each row, where a row is another one alone; brute force has taken checkpoints out; and which
+        # of several threads is the first, chance decides for it, too.
+        allowed = (case.company and "cannot tell whether" in str(error)) or any(
+            words in str(error) for words in ("torch.utils.checkpoint", "chance decides")
+        )
         if truth is not None and not allowed:
             yield Failure(check.method, "refused", str(error))
     except Exception as error:  # whatever it is, it is wrong

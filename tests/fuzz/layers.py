@@ -206,7 +206,9 @@ def masking(
                     x = case.sample(name, sample)
                     mask = F.interpolate(channel[None, None], x.shape[2:], mode="bilinear", align_corners=False)
                     spread = mask.max() - mask.min()
-                    changed[name] = x * change((mask - mask.min()) / (spread if spread > 0 else 1), i)
+                    changed[name] = x * change(
+                        (mask - mask.min()) / (spread if channel.max() > channel.min() else 1), i
+                    )
                 found += case.value(sample, changed) / len(changes)
             scores.append(found)
         weights = torch.tensor(scores, dtype=torch.float64).softmax(0)
