@@ -13,6 +13,7 @@ from multicam.call.inputs import Inputs
 from multicam.call.tree import rebuild
 from multicam.errors import out_of_memory
 from multicam.watch.module_calls import FAILURES, Key, ModuleCall, Rows, confirmed, rounding, skipping, within
+from multicam.watch.plans import Plan, planned_pass, plans_of
 from multicam.watch.recorded import Confirming, Read, Recording
 from multicam.watch.singly import Parts, Singly, part_of
 from multicam.watch.undisturbed import undisturbed
@@ -22,8 +23,9 @@ class Mixing:
     """The scores of rows that take each part of a call from another sample of it; see `multicam.watch.singly` for what a part is.
 
     One pass of the whole call records what each module returns, and which parts it depends on. Rows then run together, and only what depends on
-    several parts at once. A full pass of a mixed row of each sample, which runs alone, proves it, module by module and by its score. Where they do
-    not agree, or the model does not run so many rows, each row runs alone.
+    several parts at once. A full pass of a mixed row of each sample, which runs alone, proves it, module by module and by its score; for later calls
+    of the same kind, one of the sample with the highest score does, unless a value decided what ran. Where they do not agree, or the model does not
+    run so many rows, each row runs alone.
 
     Args:
         model: Any module.
@@ -54,6 +56,10 @@ class Mixing:
         self._calls: dict[Key, ModuleCall] = {}
         self._seen: dict[Key, int] = {}  # which parts each of them depends on, as bits
         self.singly = singly
+        self._plans = plans_of(model)
+        self._kind = None if singly.kind is None else ("together", samples, singly.kind)
+        self._plan = self._plans.get(self._kind)
+        self._fresh: Plan | None = None  # what this call proves for later ones
 
     @cached_property
     def output(self) -> Any:
@@ -99,6 +105,22 @@ class Mixing:
         return self.singly(parts, samples)
 
     def _record(self) -> Any:
+        output = self._taken() if self._plan is not None else None
+        return self._recorded() if output is None else output
+
+    def _taken(self) -> Any:
+        assert self._plan is not None
+        with undisturbed(self._model, graph=False, call=self._inputs, part="taken together") as memory:
+            found = planned_pass(self._model, memory.call, self._plan)
+            if found is None:
+                self._plan = None
+                return None
+            output = rebuild(found[0], lambda _, x: memory.apart(x))
+            self._read(output, range(self._batch))
+        self._colours, self._calls, self._seen = self._plan.used, found[1], self._plan.colours
+        return output
+
+    def _recorded(self) -> Any:
         recording = Recording(self._model, most=1)
         with undisturbed(self._model, graph=False, call=self._inputs, part="mixing") as memory:
             for name, leaf in memory.call.leaves.items():
@@ -113,6 +135,9 @@ class Mixing:
         # Where a value decides what runs, rows that are mixed may take a way that none took here.
         self._colours = recording.taint.colours(output) if not recording.taint.escaped else -1
         self._calls, self._seen = recording.calls, recording.colours
+        if not recording.taint.decided:
+            inside = {key: call.inside for key, call in recording.calls.items()}
+            self._fresh = Plan(recording.colours, inside, self._colours, recording.counts)
         return output
 
     def _rows(self, key: Key, sources: Sequence[Sequence[int]]) -> Sequence[int] | None:
@@ -173,14 +198,25 @@ class Mixing:
             return self._read(output, sources[-1])
 
     def _prove(self) -> bool:
-        rows = self._proofs()
+        rows, whole = self._proofs(), self._read(self.output, range(self._batch))
+        if self._plan is not None:
+            rows = [rows[int(whole[: self._samples].argmax())]]
         expected = torch.cat([self._full([[source] for source in row]) for row in rows])
-        whole = self._read(self.output, range(self._batch))
         share = max(map(rounding, [*self._model.parameters(), expected]))
         tolerance = float(share * torch.cat([expected, whole]).abs().max())
         # In another place and company than in the record, which must not matter; and so for a sample as it is.
         together = [[*sources, 0] for sources in zip(*reversed(rows), strict=True)]
-        return within(self._short(together), torch.cat([expected.flip(0), whole[:1]]), tolerance)
+        agree = within(self._short(together), torch.cat([expected.flip(0), whole[:1]]), tolerance)
+        self._remember(agree)
+        return agree
+
+    def _remember(self, agree: bool) -> None:
+        if not agree:
+            self._plans.pop(self._kind, None)
+        elif self._fresh is not None and self._kind is not None:
+            kept = {key: self._seen[key] for key in self._calls}
+            inside = {key: self._fresh.inside[key] for key in kept}
+            self._plans[self._kind] = Plan(kept, inside, self._fresh.used, self._fresh.counts)
 
     def _proofs(self) -> list[list[int]]:
         """A mixed row for each sample, which takes every other part that matters from what replaces it; and the sample that it belongs to."""

@@ -9,9 +9,10 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
+from multicam.call.tree import rebuild
 from multicam.watch.attributes import PLAIN
 from multicam.watch.hooks import others
-from multicam.watch.module_calls import Key
+from multicam.watch.module_calls import Key, ModuleCall, every_call
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,25 @@ class Plan:
     inside: dict[Key, Counter[int]]
     used: int
     counts: Counter[int] = field(default_factory=Counter)
+
+
+def planned_pass(model: nn.Module, call: Inputs, plan: Plan) -> tuple[Any, dict[Key, ModuleCall]] | None:
+    """What a model returns for a call of a planned kind, and the calls that the plan keeps; None where it is of another kind after all."""
+    counts: Counter[int] = Counter()
+    calls: dict[Key, ModuleCall] = {}
+
+    def begin(call: ModuleCall, _: Any) -> None:
+        counts[id(call.module)] += 1
+
+    def end(call: ModuleCall, output: Any) -> None:
+        if call.key in plan.colours:
+            call.output = rebuild(output, lambda _, x: x.detach().clone() if isinstance(x, Tensor) else x)
+            call.inside = plan.inside[call.key]
+            calls[call.key] = call
+
+    with every_call(model, begin, end):
+        output = call.run(model)
+    return (output, calls) if counts == plan.counts else None
 
 
 # The containers of nn.Module itself, whose modules and tensors are no plain values, and whose hooks are told apart.

@@ -5,7 +5,6 @@ encoders that see an input each, all combinations of k inputs cost what the fusi
 """
 
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +18,8 @@ from multicam.call.inputs import Inputs
 from multicam.call.items import all_alike, taken
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError, out_of_memory
-from multicam.watch.module_calls import FAILURES, Key, ModuleCall, confirmed, every_call, rounding, skipping, within
-from multicam.watch.plans import Plan, kind_of, plans_of
+from multicam.watch.module_calls import FAILURES, Key, ModuleCall, confirmed, rounding, skipping, within
+from multicam.watch.plans import Plan, kind_of, planned_pass, plans_of
 from multicam.watch.recorded import Confirming, Read, Recording
 from multicam.watch.undisturbed import undisturbed
 
@@ -69,6 +68,9 @@ class Singly:
         read: From an output, and the row of the call that each of its rows belongs to, to scores.
         samples: How many rows the model is known to run.
 
+    Attributes:
+        kind: What calls have in common that what was proved of this one holds for; None: it cannot be told.
+
     Example:
         >>> model = nn.Bilinear(2, 2, 1, bias=False)
         >>> inputs = Inputs(torch.rand(2, 2), torch.rand(2, 2)).bind(model)
@@ -87,8 +89,8 @@ class Singly:
         self._scores: dict[tuple[int, ...], Tensor] = {}
         self._plans = plans_of(model)
         kind = kind_of(model, inputs)
-        self._kind = kind if kind is None else (tuple(map(tuple, parts)), kind)
-        plan = self._plans.get(self._kind)
+        self.kind = kind if kind is None else (tuple(map(tuple, parts)), kind)
+        plan = self._plans.get(self.kind)
         # The recorded calls that a full pass confirmed, with what they depend on; None before it.
         self._believed: dict[Key, int] | None = None if plan is None else plan.colours
 
@@ -152,8 +154,10 @@ class Singly:
 
     def _source(self, row: int) -> Source:
         if row not in self._sources:
-            plan = self._plans.get(self._kind)
-            source = None if plan is None else self._taken(row, plan)
+            # What one row showed holds for the next one, as long as no value decides.
+            first = next(iter(self._sources.values()), None)
+            plan = self._plans.get(self.kind) or (None if first is None or first.decided else first.plan)
+            source = None if plan is None or self.kind is None else self._taken(row, plan)
             self._sources[row] = source or self._recorded(row)
         return self._sources[row]
 
@@ -181,7 +185,8 @@ class Singly:
                 continue
             self._copies = copies
             inside = {key: call.inside for key, call in recording.calls.items()}
-            plan = Plan(recording.colours, inside, used, recording.counts)
+            colours = {key: recording.colours[key] for key in recording.calls}
+            plan = Plan(colours, inside, used, recording.counts)
             return Source(output, recording.calls, plan, recording.taint.decided)
         # Where it does not run the call as it is, either, that is what is to be told.
         with undisturbed(
@@ -195,48 +200,41 @@ class Singly:
 
     def _taken(self, row: int, plan: Plan) -> Source | None:
         """The same by a plan; None where the pass is of another kind after all."""
-        counts: Counter[int] = Counter()
-        calls: dict[Key, ModuleCall] = {}
-
-        def begin(call: ModuleCall, _: Any) -> None:
-            counts[id(call.module)] += 1
-
-        def end(call: ModuleCall, output: Any) -> None:
-            if call.key in plan.colours:
-                call.output = rebuild(output, lambda _, x: x.detach().clone() if isinstance(x, Tensor) else x)
-                call.inside = plan.inside[call.key]
-                calls[call.key] = call
-
         with undisturbed(self._model, graph=False, call=self._rows(row, self._copies), part="taken") as memory:
-            with every_call(self._model, begin, end):
-                output = memory.call.run(self._model)
-            output = rebuild(output, lambda _, x: memory.apart(x))
+            found = planned_pass(self._model, memory.call, plan)
+            if found is None:
+                return None
+            output = rebuild(found[0], lambda _, x: memory.apart(x))
         self._read(output, [row] * self._copies)
-        return Source(output, calls, plan, False) if counts == plan.counts else None
+        return Source(output, found[1], plan, False)
 
     def _rows(self, row: int, copies: int) -> Inputs:
         return self._inputs.own() if self._inputs.batch == copies == 1 else self._inputs.take([row] * copies)
 
     # Passes of mixed rows
 
-    def _mixed(self, row: tuple[int, ...]) -> Inputs:
-        by_source = {source: self._rows(source, self._copies).leaves for source in {*row}}
-        # Copies, which a model may write into.
-        changed = {name: by_source[row[i]][name] for name, i in self._part.items() if i < self._count}
-        return self._rows(row[-1], self._copies).replace(changed)
+    def _mixed(self, row: tuple[int, ...], call: Inputs) -> Inputs:
+        """A mixed row of the call, whose parts lie in its memory; that is put back where the model writes into it."""
+        leaves = call.leaves
+        changed = {name: self._taken_from(leaves[name], row[i]) for name, i in self._part.items() if i < self._count}
+        return (self._rows(row[-1], self._copies) if self._own else call).replace(changed)
+
+    def _taken_from(self, x: Tensor, row: int) -> Tensor:
+        return x[row : row + 1] if self._copies == 1 else x[[row] * self._copies]
 
     def _full(self, row: tuple[int, ...], confirming: Confirming) -> Tensor:
-        with undisturbed(self._model, graph=False, part="full"), confirming.watch():
-            return self._read(self._mixed(row).run(self._model), [row[-1]] * self._copies)[0]
+        with undisturbed(self._model, graph=False, call=self._inputs, part="full") as memory, confirming.watch():
+            return self._read(self._mixed(row, memory.call).run(self._model), [row[-1]] * self._copies)[0]
 
     def _run(self, rows: Sequence[tuple[int, ...]]) -> None:
         """Score rows, by the record as far as it holds."""
         if not rows:
             return
-        with undisturbed(self._model, graph=False, part=("short", len(self._calls(rows[0])))) as memory:
+        part = "short", len(self._calls(rows[0]))
+        with undisturbed(self._model, graph=False, call=self._inputs, part=part) as memory:
             for row in rows:
                 with skipping(self._calls(row), _returned):
-                    output = self._mixed(row).run(self._model)
+                    output = self._mixed(row, memory.call).run(self._model)
                 self._scores[row] = self._read(output, [row[-1]] * self._copies)[0]
                 memory.rewind()
 
@@ -315,6 +313,6 @@ class Singly:
     def _remember(self) -> None:
         first = self._sources[0]
         alike = all(s.plan == first.plan and not s.decided for s in self._sources.values())
-        if self._kind is not None and self._copies == 1 and alike and self._believed is not None:
+        if self.kind is not None and self._copies == 1 and alike and self._believed is not None:
             inside = {key: first.plan.inside[key] for key in self._believed}
-            self._plans[self._kind] = Plan(self._believed, inside, first.plan.used, first.plan.counts)
+            self._plans[self.kind] = Plan(self._believed, inside, first.plan.used, first.plan.counts)

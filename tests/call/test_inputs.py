@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from multicam import Inputs, MulticamError
+from multicam.call.inputs import as_names, wide
 
 RGB, DEPTH, IDS = torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8), torch.arange(6).view(2, 3)
 
@@ -156,3 +157,35 @@ def test_own_of_an_inference_tensor_takes_part_in_gradients() -> None:
     assert torch.equal(weight.grad, x.sum(0))
     found.zero_()
     assert x.any()
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"), [(None, None), ("rgb", ("rgb",)), (["rgb", "depth"], ("rgb", "depth")), ([], ())]
+)
+def test_names_are_none_one_or_several(names: Any, expected: tuple[str, ...] | None) -> None:
+    assert as_names(names) == expected
+
+
+@pytest.mark.parametrize("names", [3, ["rgb", 3], {"rgb"}], ids=str)
+def test_what_names_no_inputs_is_refused(names: Any) -> None:
+    with pytest.raises(MulticamError, match="inputs are named by a string, or several in a list, not by"):
+        as_names(names)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (torch.float16, torch.float32),
+        (torch.uint8, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.complex32, torch.complex64),
+        (torch.complex64, torch.complex64),
+        (torch.complex128, torch.complex128),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+def test_results_are_in_single_precision_at_least(given: torch.dtype, found: torch.dtype) -> None:
+    x = torch.tensor([2, 3]).to(given)
+    assert torch.equal(wide(x), x.to(found))
+    assert wide(x).dtype == found

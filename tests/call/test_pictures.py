@@ -135,6 +135,7 @@ LOSSY, LOSSLESS, WITH_ALPHA = (
     encoded("WEBP", lossless=True),
     encoded("WEBP", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0"),
 )
+HUGE = patched(JPEG, frame(JPEG), ">HH", 60000, 50000)
 LIARS: dict[str, tuple[bytes, str]] = {
     "huge.png": (patched(PNG, 16, ">II", 60000, 60000), "60000 x 60000"),
     "wide.png": (patched(PNG, 16, ">II", 2**31 - 1, 1), "2147483647 x 1 "),
@@ -144,7 +145,9 @@ LIARS: dict[str, tuple[bytes, str]] = {
     "least.bmp": (patched(BMP, 18, "<ii", 8, -(2**31)), "8 x 2147483648"),
     "negative.bmp": (patched(BMP, 18, "<ii", -8, 6), "-8 x 6 pixels: it is broken"),
     "old.bmp": (patched(patched(BMP, 14, "<I", 12), 18, "<HH", 60000, 60000), "60000 x 60000"),
-    "huge.jpg": (patched(JPEG, frame(JPEG), ">HH", 60000, 50000), "50000 x 60000"),
+    "huge.jpg": (HUGE, "50000 x 60000"),
+    "filled.jpg": (HUGE[:2] + b"\xff" + HUGE[2:], "50000 x 60000"),
+    "thumbnail.jpg": (HUGE[:2] + struct.pack(">HH", 0xFFE1, 2 + len(JPEG)) + JPEG + HUGE[2:], "50000 x 60000"),
     "unknown.jpg": (patched(JPEG, frame(JPEG), ">HH", 0, 8), "8 x 0 pixels: it is broken"),
     "huge.tif": (tagged(TIFF, tag256=60000, tag257=60000), "60000 x 60000"),
     "negative.tif": (tagged(TIFF, tag256=2**32 - 8), "4294967288 x 6"),

@@ -141,7 +141,8 @@ def test_seg_eigen_cam_does_not_tell_for_from_against() -> None:
 
 
 @pytest.mark.parametrize("method", [EigenCAM, KPCACAM], ids=lambda m: m.__name__)
-def test_behind_a_normalisation_what_stands_out_is_positive(method: type[CAM]) -> None:
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_behind_a_normalisation_what_stands_out_is_positive(method: type[CAM], scale: float) -> None:
     """There the sum over channels is rounding, which must not decide the sign of a component."""
     acts = torch.rand(1, 6, 12, generator=torch.Generator().manual_seed(0)) * 0.1
     acts[0, :3, 4] += 3.0
@@ -149,7 +150,7 @@ def test_behind_a_normalisation_what_stands_out_is_positive(method: type[CAM]) -
     for noise in (1e-7, -1e-7):
         model = nn.Sequential(nn.Identity(), nn.Conv1d(6, 2, 1))
         site = Trace(
-            model, acts + noise * torch.rand(acts.shape), {"": Layer("0", reshape=as_it_is)}, lambda y: y[:, 0].sum(1)
+            model, scale * (acts + noise * torch.rand(acts.shape)), {"": Layer("0", reshape=as_it_is)}, lambda y: y[:, 0].sum(1)
         )
         found = method(model, "0").saliency(site.sites[""])
         assert found[0].argmax() == 4

@@ -97,6 +97,23 @@ def test_a_clip_has_the_size_of_its_frames_and_is_complete() -> None:
     assert torch.allclose(means(found), model(clip)[:, 1], rtol=0, atol=1e-9)
 
 
+def test_several_clips_of_a_sample_are_an_image_of_all_their_frames_and_complete() -> None:
+    class Frames(nn.Module):
+        """Every frame of every clip as channels of one image."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(2 * 3 * 4, 4, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten())
+
+        def forward(self, clips: Tensor) -> Tensor:
+            return self.net(clips.flatten(1, 3))
+
+    model, clips = seeded(Frames).double(), image(2 * 8, 8).view(2, 2, 3, 4, 8, 8).double()
+    found = CompleteFullGrad(model)(clips, 1, signed=True)
+    assert found.shape == (2, 8, 8)
+    assert torch.allclose(means(found), model(clips)[:, 1], rtol=0, atol=1e-9)
+
+
 def test_the_bias_of_a_layer_that_sees_several_inputs_belongs_to_none_of_them() -> None:
     class Early(nn.Module):
         def __init__(self) -> None:

@@ -81,15 +81,20 @@ def test_shared_references_are_scored_for_the_class_of_each_sample(batch_size: i
     torch.testing.assert_close(nothing, model(**references).mean(0)[[0, 2, 1]].detach())
 
 
-def test_references_are_averaged_over_for_players_together() -> None:
+@pytest.mark.parametrize("held", [False, True], ids=["alone", "beside held inputs"])
+def test_references_are_averaged_over_for_players_together(held: bool) -> None:
     model, inputs = seeded(Fusion), fusion_inputs(2)
     references = {name: torch.rand(4, *x.shape[1:]) for name, x in inputs.items()}
     each = [
         by_full_passes(model, inputs, [[k] for k in inputs], {k: x[i : i + 1].expand(2, *x.shape[1:]) for k, x in references.items()})
         for i in range(4)
     ]  # fmt: skip
-    found = Game(model, inputs, None, CLASS, references=references)(EVERY)
-    torch.testing.assert_close(found, torch.stack(each).mean(0), rtol=1e-4, atol=1e-5)
+    players = ["rgb", "depth"] if held else [*inputs]
+    tried = EVERY[:, 2] | (not held)
+    game = Game(model, inputs, players, CLASS, references=references)
+    expected = torch.stack(each).mean(0)[:, tried]
+    torch.testing.assert_close(game(EVERY[tried][:, : len(players)]), expected, rtol=1e-4, atol=1e-5)
+    assert all(len(x) == (2 if held else 1) for x in game.references.values())
 
 
 def test_inputs_that_may_be_none_and_whole_numbers_with_a_padding_token() -> None:

@@ -553,7 +553,7 @@ def test_the_regions_of_an_input_have_a_share_together() -> None:
         ({"regions": {"rgb": torch.zeros(16, 16)}}, "the regions torch.float32 (16, 16) of input 'rgb' (2, 3, 16, 16)"),
         ({"regions": {"rgb": torch.zeros(16, 16, dtype=torch.bool)}}, "are counted from 0, and -1 is of none"),
         ({"regions": {"rgb": torch.full((16, 16), -1)}}, "are counted from 0, and -1 is of none"),
-        ({"regions": {"rgb": torch.full((16, 16), -2)}}, "are counted from 0, and -1 is of none"),
+        ({"regions": {"rgb": torch.eye(16, dtype=torch.long) * -2}}, "are counted from 0, and -1 is of none"),
         ({"baseline": {"rgb": None}}, "a region of input 'rgb' cannot become None"),
         ({"baseline": 0.5, "references": {}}, "give a baseline, or references"),
         ({"batch_size": 0}, "batch_size must be a whole number"),

@@ -315,6 +315,7 @@ def test_shares_summary_and_joining() -> None:
     assert 0.5 < (summary.high - summary.low)[2] / (2 * 1.645 * error) < 1.5
     assert repr(whole).splitlines()[0].split() == ["player", "share", "mean", "spread", "interval"]
     assert repr(whole).endswith("6 samples")
+    assert repr(parts[0]).endswith("2 samples")
 
 
 def test_a_fusion_that_looks_at_the_batch_runs_each_row_alone_with_a_warning() -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.helpers.following import X, after, parts
+from tests.helpers.following import Watch, X, after, parts
 
 CONV = torch.rand(4, 3, 3, 3)
 
@@ -33,6 +33,7 @@ CONV = torch.rand(4, 3, 3, 3)
         pytest.param(lambda x: F.adaptive_avg_pool2d(x, (3, 5)), "x 3 x 5", id="adaptive pooling"),
         pytest.param(lambda x: F.adaptive_avg_pool2d(x, 1), "1 of the whole x", id="pooled away"),
         pytest.param(lambda x: x * x.mean((2, 3), keepdim=True).sigmoid(), "x 16 x 16", id="squeeze and excitation"),
+        pytest.param(lambda x: x.mean(1, keepdim=True), "x 16 x 16", id="mean over channels"),
         pytest.param(
             lambda x: (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True), "x 16 x 16", id="norm over channels"
         ),
@@ -114,3 +115,16 @@ def test_a_row_that_is_repeated_over_columns_has_no_columns() -> None:
         return F.avg_pool2d(rows, 2)
 
     assert parts(*after(op, X), 1) == ["64 unknown"] * 2
+
+
+def test_channels_with_places_of_their_own_are_united_also_of_a_single_sample() -> None:
+    origins, y = after(lambda x: F.conv2d(F.pixel_unshuffle(x, 2), torch.rand(4, 12, 1, 1)), X[:1])
+    assert parts(origins, y, 1) == ["x 8 x 8"]
+
+
+def test_two_inputs_on_one_grid_are_tokens_of_both() -> None:
+    watch = Watch(x=X, y=(other := torch.rand(2, 3, 16, 16)))
+    with torch.inference_mode(), watch:
+        both = F.max_pool2d(X, 4) + F.max_pool2d(other, 4)
+        more = F.avg_pool2d(other, 4) * both
+    assert parts(watch.origins, both, 1) == parts(watch.origins, more, 1) == ["x and y 4 x 4"] * 2

@@ -12,6 +12,7 @@ from torch import Tensor
 from multicam.watch.tokens.marks import (
     Mark,
     Marks,
+    broadcast,
     channels_are_last,
     compressed,
     is_lost,
@@ -146,3 +147,10 @@ def test_companions_are_equal_by_their_ids() -> None:
 def test_an_expanded_index_stays_thin() -> None:
     index = torch.arange(3)[:, None, None].expand(3, 4, 5)
     assert to_numpy(index).tolist() == [[[0]], [[1]], [[2]]]
+
+
+def test_some_axes_at_their_full_size() -> None:
+    ids = np.arange(6).reshape(2, 1, 3, 1)
+    found = broadcast(ids, (2, 5, 3, 4), 2, 3)
+    assert found.shape == (2, 1, 3, 4)
+    assert np.array_equal(found, ids.repeat(4, 3))

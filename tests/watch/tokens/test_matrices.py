@@ -49,6 +49,7 @@ def test_what_is_contracted_is_a_row_or_a_column() -> None:
     assert role_of(where, 0, 1) == "mixed"
     folded = {name: w.flatten(1) for name, w in where.items()}
     assert role_of(folded, 1, 0) is None  # both run along it
+    assert role_of({name: w[:, :1, :1] for name, w in where.items()}, 2, 1) == "column"  # of a single one, the keys
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
@@ -115,11 +116,12 @@ def test_matrices_that_are_wanted_in_another_order() -> None:
     assert axes == (2,) and torch.equal(lay(weights), weights.flip(0))
 
 
-def test_each_query_with_keys_of_its_own_is_a_matrix_of_one_row() -> None:
-    weights = torch.rand(3, 4)
-    where = {"column": COLUMNS.expand(3, 4)}
-    lay, axes = laying(softmax(weights, 1, where), "keys", "column", None, ROWS[:, None], COLUMNS.expand(3, 4))
-    assert axes == (3,) and torch.equal(lay(weights), weights[:, None])
+@pytest.mark.parametrize("q", [2, 3])
+def test_each_query_with_keys_of_its_own_is_a_matrix_of_one_row(q: int) -> None:
+    weights = torch.rand(q, 4)
+    where = {"column": COLUMNS.expand(q, 4)}
+    lay, axes = laying(softmax(weights, 1, where), "keys", "column", None, ROWS[:q, None], COLUMNS.expand(q, 4))
+    assert axes == (q,) and torch.equal(lay(weights), weights[:, None])
 
 
 def test_one_shape_is_spread_over_another() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.helpers.following import after
+from tests.helpers.following import after, parts
 from tests.helpers.moves import MOVES, PICKS
 
 
@@ -68,9 +68,29 @@ def test_every_move_alone(move: str, i: int) -> None:
         pytest.param(lambda x: repeat(x, "b c h w -> (b t) h w c", t=2), id="repeat"),
         pytest.param(lambda x: torch.stack([x, x.flip(-1)], 1).flatten(0, 1), id="pairs"),
         pytest.param(lambda x: F.pad(x, (0, 0, 1, 1))[:, :, 1:-1].relu() * 1.0, id="pad and cut"),
+        pytest.param(lambda x: x[1:] * 1.0, id="one sample of several"),
+        pytest.param(
+            lambda x: torch.cat([x, x.flip(-1), torch.zeros(2, 1, 4, 6)], 1), id="constants beside other channels"
+        ),
     ],
 )
 def test_images_are_rearranged_exactly(op: Callable[[Tensor], Tensor]) -> None:
     x = torch.arange(1.0, 49).view(2, 1, 4, 6).expand(2, 4, 4, 6).contiguous()
     origins, y = after(op, x)
     assert torch.equal(origins.ids(y).float(), y)
+
+
+@pytest.mark.parametrize("part", [slice(1, None), slice(0, 2, 2)])
+def test_a_part_of_a_batch_of_images_needs_no_ids_of_pixels(part: slice) -> None:
+    origins, y = after(lambda x: F.conv2d(x[part], torch.rand(4, 3, 2, 2), stride=2), torch.rand(3, 3, 4, 6))
+    assert len(origins.places) == 1
+    ids = origins.ids(y, 1)
+    assert ids.shape == (y.shape[0], 2, 3)
+    assert torch.equal(origins.places.sample[ids[:, 0, 0]], torch.arange(3)[part])
+    assert parts(origins, y, 1) == ["x 2 x 3"] * len(y)
+
+
+def test_three_axes_with_a_channel_put_in_are_an_image() -> None:
+    x = torch.arange(1.0, 49).view(2, 4, 6)
+    origins, y = after(lambda x: x[:, None], x)
+    assert torch.equal(origins.ids(y)[:, 0].float(), x)

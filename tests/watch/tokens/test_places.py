@@ -42,8 +42,11 @@ def test_the_table_grows_without_losing_rows() -> None:
     places = Places(AXES)
     first = lay(places, "rgb", 2, 2)
     before = places.boxes[first].clone()
-    lay(places, "depth", 100, 100, samples=2)
+    more = lay(places, "depth", 100, 100, samples=2)
     assert torch.equal(places.boxes[first], before)
+    for ids, name, samples in ((first, "rgb", [0]), (more, "depth", [0, 1])):
+        assert places.select(ids, name).all() and places.sample[ids].unique().tolist() == samples
+    assert places.describe(first) == "rgb 2 x 2" and places.describe(more[:10000]) == "depth 100 x 100"
     assert before.tolist()[1] == [0, 0, 0.5, 1, 0.5, 1]
     assert len(places) == len(places.sample) == len(places.inputs) == 1 + 4 + 20000
 
@@ -104,7 +107,8 @@ def test_a_lattice_is_known_by_its_ids() -> None:
     assert (turned.grid, turned.axes) == ((6, 4), (2, 1))
     assert np.array_equal(turned.cells()[2], places.boxes[ids.transpose(0, 2, 1).reshape(-1)].numpy().T)
     assert places.lattice(ids[:, [0, 2, 1, 3]]) is None
-    assert places.lattice(np.concatenate([ids[:1, :, :3], ids[1:, :, :3]], axis=2)) is None, "two samples"
+    for one, other in (ids, ids[::-1]):
+        assert places.lattice(np.concatenate([one[:, :3], other[:, 3:]], axis=1)[None]) is None, "two samples"
 
 
 def test_cells_beyond_the_input_are_padding() -> None:
