@@ -40,6 +40,8 @@ def kernel_component(x: Tensor) -> Tensor:
     centred = cells - cells.mean(0)
     middle = torch.eye(len(cells), dtype=x.dtype) - 1 / len(cells)
     values, vectors = torch.linalg.eigh(middle @ (centred @ centred.mT / len(x) + 1).tanh() @ middle)
+    if values[-1] < 1e-8:  # of numbers around one: rounding counts
+        return torch.full(x.shape[1:], torch.nan, dtype=x.dtype)
     return signed(vectors[:, -1] * values[-1].clamp(min=0).sqrt(), centred).view(x.shape[1:])
 
 

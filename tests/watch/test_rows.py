@@ -353,3 +353,18 @@ def test_many_lists_are_settled_together() -> None:
     call = Inputs(torch.rand(2, 3, 8, 8).double(), [*lists, (4, 2)]).bind(model)
     assert len(call.undecided) == 7
     assert list(settled(model, call).listed) == [f"x.{i}" for i in range(6)]
+
+
+class Contrasting(nn.Module):
+    """Compares every row with the first, and pools to a size that is the same for all."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        pooled = F.adaptive_avg_pool2d(x, (size[0], size[1])).flatten(1)
+        return pooled * (pooled @ pooled.mT)[:, :1]
+
+
+@pytest.mark.parametrize("size", [(2, 2), (2, 3), (3, 1)])
+def test_a_size_is_no_list_of_samples_where_rows_are_compared(size: tuple[int, int]) -> None:
+    model, x = Contrasting().eval(), torch.rand(2, 1, 6, 6)
+    call = settled(model, Inputs(x, size).bind(model))
+    assert call.take([1]).args[1] == size
