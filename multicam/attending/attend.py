@@ -181,9 +181,13 @@ def _graph_from_the_start(model: nn.Module) -> Iterator[None]:
         and not (isinstance(module, weighted) and parameter.ndim > 1)
     ]
     try:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        yield
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
     finally:
-        for parameter in frozen:
+        for parameter in frozen:  # once more, for an interrupt that comes meanwhile
             parameter.requires_grad_(False)

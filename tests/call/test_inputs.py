@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from multicam import Inputs, MulticamError
-from multicam.call.inputs import as_names, wide
+from multicam.call.inputs import as_names, frames_second, wide
 
 RGB, DEPTH, IDS = torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8), torch.arange(6).view(2, 3)
 
@@ -166,10 +166,26 @@ def test_names_are_none_one_or_several(names: Any, expected: tuple[str, ...] | N
     assert as_names(names) == expected
 
 
-@pytest.mark.parametrize("names", [3, ["rgb", 3], {"rgb"}], ids=str)
-def test_what_names_no_inputs_is_refused(names: Any) -> None:
-    with pytest.raises(MulticamError, match="inputs are named by a string, or several in a list, not by"):
-        as_names(names)
+@pytest.mark.parametrize(
+    ("axes", "frames", "moved"),
+    [
+        ((16, 3), None, True),
+        ((5, 1), None, True),
+        ((3, 16), None, False),
+        ((1, 3), None, False),
+        ((3, 1), None, False),
+        ((4, 5), None, False),
+        ((3, 1), 3, True),
+        ((6, 3), 2, True),
+        ((16, 3), 3, False),
+        ((6, 3), 3, True),
+        ((3, 6), 3, False),
+        ((16, 3), 5, True),
+    ],
+)
+def test_frames_come_second_in_a_clip(axes: tuple[int, int], frames: int | None, moved: bool) -> None:
+    clip = torch.rand(2, *axes, 4, 4)
+    assert torch.equal(frames_second(clip, frames), clip.transpose(1, 2) if moved else clip)
 
 
 @pytest.mark.parametrize(

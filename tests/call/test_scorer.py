@@ -8,7 +8,7 @@ import torch
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from multicam import MulticamError
-from multicam.call.scorer import Scorer, as_target, select_output
+from multicam.call.scorer import Scorer, as_target, select_output, turned
 from multicam.call.targets.scores import ClassScore, TopClass
 
 LOGITS = torch.tensor([[1.0, 4.0, 2.0], [3.0, 0.5, 2.5]])
@@ -97,3 +97,17 @@ def test_without_a_path_the_target_sees_the_whole_output() -> None:
     assert raised.value.__notes__ == [
         "the model returns a dict, so say what to explain with output=…, one of: 'heads.0' (2, 3), 'heads.1' (2, 3)"
     ]
+
+
+def test_samples_are_turned_wherever_there_is_one_of_each() -> None:
+    detections = [{"boxes": LOGITS, "labels": [1]}, {"boxes": -LOGITS, "labels": [2]}]
+    first, second = turned(detections, 2)
+    assert [first["labels"], second["labels"]] == [[2], [1]]
+    assert torch.equal(first["boxes"], -LOGITS)
+    heads = turned([LOGITS, LOGITS.T, torch.tensor(5.0)], 2)
+    assert torch.equal(heads[0], LOGITS[[1, 0]])
+    assert torch.equal(heads[1], LOGITS.T)
+    assert heads[2].item() == 5
+    nested = turned({"maps": (LOGITS, "text"), "scale": 3}, 2)
+    assert torch.equal(nested["maps"][0], LOGITS[[1, 0]])
+    assert (nested["maps"][1], nested["scale"]) == ("text", 3)

@@ -51,6 +51,12 @@ def test_every_method_is_its_papers_formula(method: type[CAM], grid: tuple[int, 
         assert_close(found[b], FORMULAS[method](site.acts[b].flatten(1), site.grads[b].flatten(1)), 1e-5)
 
 
+@pytest.mark.parametrize("method", FORMULAS, ids=lambda m: m.__name__)
+def test_the_scale_of_a_component_means_nothing(method: type[CAM]) -> None:
+    model, inputs = seeded(Fusion), fusion_inputs()
+    assert not method(model, {"rgb": "rgb", "depth": "depth"})(inputs, 1).comparable
+
+
 def test_components_of_several_axes_are_those_of_the_cells_in_any_order() -> None:
     x = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
@@ -150,7 +156,10 @@ def test_behind_a_normalisation_what_stands_out_is_positive(method: type[CAM], s
     for noise in (1e-7, -1e-7):
         model = nn.Sequential(nn.Identity(), nn.Conv1d(6, 2, 1))
         site = Trace(
-            model, scale * (acts + noise * torch.rand(acts.shape)), {"": Layer("0", reshape=as_it_is)}, lambda y: y[:, 0].sum(1)
+            model,
+            scale * (acts + noise * torch.rand(acts.shape)),
+            {"": Layer("0", reshape=as_it_is)},
+            lambda y: y[:, 0].sum(1),
         )
         found = method(model, "0").saliency(site.sites[""])
         assert found[0].argmax() == 4

@@ -199,6 +199,14 @@ def test_frozen_normalisations_of_detectors_count() -> None:
     assert torch.allclose(means(found), model(x)[:, 2], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("kept", ["running_mean", "running_var"])
+def test_a_layer_that_keeps_a_mean_or_a_variance_alone_is_no_normalisation(kept: str) -> None:
+    conv = nn.Conv2d(3, 4, 3)
+    conv.register_buffer(kept, torch.rand(4))
+    model, x = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten()).double(), image(2, 8).double()
+    assert torch.allclose(means(CompleteFullGrad(model)(x, 2, signed=True)), model(x)[:, 2], rtol=0, atol=1e-9)
+
+
 def test_cellwise_linear_layers_are_convolutions() -> None:
     class Last(nn.Module):
         """Channels last, as in ConvNeXt; its layer normalisation breaks the sum, but has a bias like any other."""

@@ -464,6 +464,7 @@ def test_integer_pictures_are_mirrored_and_not_scaled() -> None:
             self.net = net()
 
         def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+            assert image.dtype == torch.uint8
             return self.net(image * mask / 255)
 
     g = torch.Generator().manual_seed(0)

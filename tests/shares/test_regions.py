@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from multicam import Inputs, MulticamError
 from multicam.call.baselines import baselines
-from multicam.call.targets import Probability
+from multicam.call.targets import Probability, SegmentationScore
 from multicam.shares.regions import RegionContribution, region_contribution, superpixels
 from multicam.shares.shapley import EXACT, contribution
 from tests.helpers.counting import counted
@@ -653,3 +653,15 @@ def test_bad_superpixels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(MulticamError, match="pip install scikit-image"):
         superpixels(images)
+
+
+def test_one_mask_for_all_samples_is_that_of_one_sample_alone() -> None:
+    torch.manual_seed(0)
+    mask = torch.zeros(4, 6)
+    mask[1, 1] = mask[3, 2] = 1
+    model, x = nn.Conv2d(3, 4, 1), torch.rand(1, 3, 4, 6)
+    shared, own = (
+        region_contribution(model, x, SegmentationScore(1, m), regions=2).contribution.shapley
+        for m in (mask, mask[None])
+    )
+    torch.testing.assert_close(shared, own)

@@ -274,6 +274,7 @@ def test_what_belongs_to_python_stays_as_it_is_left() -> None:
 def test_tensors_are_named_and_switches_listed() -> None:
     model = Holding({"cache": {"keys": [torch.ones(1)]}, "on": True, "state": State(torch.ones(2))})
     model.register_buffer("mean", torch.ones(3))
+    model.register_buffer("nothing", None)
     attributes = Attributes(model.modules(), {"extra": [torch.ones(4)]})
     assert {name: x.numel() for name, x in attributes.tensors.items()} == {
         "0.mean": 3,

@@ -178,3 +178,20 @@ def test_recurrent_layers_say_which_axis_is_the_batch(batch_first: bool) -> None
     model, x = seeded(Recurrent), torch.rand(16, 3, 16, 16)
     cam = HiResCAM(model, Layer("rnn", pick=0))
     assert torch.allclose(cam(x, 1, signed=True)[3:5], cam(x[3:5], 1, signed=True), atol=1e-6)
+
+
+def test_a_class_token_counts_once_for_all_that_is_around_it() -> None:
+    class Embedded(nn.Module):
+        """A class token from a table, and another token that no name tells."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.cls_token = nn.Conv2d(3, 8, 4, 4), nn.Embedding(1, 8)
+            self.extra, self.block = nn.Parameter(torch.rand(1, 1, 8)), nn.LayerNorm(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            front = torch.cat([self.cls_token.weight[None], self.extra], 1).expand(len(x), -1, -1)
+            return self.block(torch.cat([front, self.patches(x).flatten(2).mT], 1)).mean(1)
+
+    with pytest.raises(MulticamError, match=r"18 tokens whose grid nothing proves \(grids seen in the model: 4 x 4\)"):
+        Trace(seeded(Embedded), torch.rand(2, 3, 16, 16), {"block": "block"}, 1)

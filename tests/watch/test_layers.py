@@ -1,5 +1,6 @@
 """Addresses of activations, and what the messages say when one does not exist."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -103,7 +104,8 @@ def test_a_layer_that_is_never_called_names_those_that_are() -> None:
             return self.head(x)
 
     with pytest.raises(
-        MulticamError, match=r"'stage' \(Sequential\) was never called.*its parts instead: stage\.0, stage\.1"
+        MulticamError,
+        match=r"'stage' \(Sequential\) was never called.*its forward was bypassed; .*its parts instead: stage\.0, stage\.1",
     ):
         GradCAM(Bypassed(), "stage")(X)
 
@@ -114,10 +116,11 @@ def test_a_layer_that_is_never_called_names_those_that_are() -> None:
         (lambda x: (x, None), lambda y: y[0], None),
         (lambda x: [x, 3, "text"], lambda y: y[0], None),
         (lambda x: {"features": x, "index": torch.arange(2)}, lambda y: y["features"], None),
+        (lambda x: (x.argmax(1), x), lambda y: y[1], None),
         (lambda x: (x * 2, x), lambda y: y[1], 1),
         (lambda x: {"maps": [x * 2, x]}, lambda y: y["maps"][1], "maps.1"),
     ],
-    ids=["tuple with None", "list", "dict", "tuple of two", "nested"],
+    ids=["tuple with None", "list", "dict", "index first", "tuple of two", "nested"],
 )
 def test_any_output_of_a_layer(wrap: Any, read: Any, pick: Any) -> None:
     torch.manual_seed(0)
@@ -214,3 +217,19 @@ def test_a_copy_of_what_a_layer_hands_on_must_not_change_the_model(shortcut: boo
         expected = model(x)
     assert torch.equal(Trace(model, x, {"drop": "drop"}, 1).scores, expected[:, 1])
     assert torch.equal(packed(packed.pack(x)), expected)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_which_call_is_the_first_is_not_left_to_threads(times: int) -> None:
+    class Threaded(Wrapped):
+        def forward(self, x: Tensor) -> Tensor:
+            with ThreadPoolExecutor(1) as pool:
+                return sum(self.head(pool.submit(self.middle, x).result()) for _ in range(times))
+
+    model = seeded(Threaded)
+    layer = Layer("middle", call=0)
+    if times == 1:
+        assert torch.equal(Trace(model, X, {"it": layer}, 1).sites["it"].acts, model.middle(X))
+        return
+    with pytest.raises(MulticamError, match="'middle' is called 2 times in one forward pass, in threads"):
+        Trace(model, X, {"it": layer}, 1)

@@ -251,6 +251,7 @@ def test_a_model_for_one_size_of_batch_runs_copies_of_a_row(b: int) -> None:
     expected = torch.stack([model(x[[i] * b], y[[j] * b])[0, 0] for i, j in rows]).detach()
     mixing = mixing_of(model, bound(model, x, y), [["x"], ["y"]])
     assert mixing.output is None  # with what replaces them there are too many
+    assert mixing.used == [True, True]
     torch.testing.assert_close(mixing([left, right], [0, 0, 0]), expected)
 
 
@@ -265,3 +266,21 @@ def test_scores_are_read_with_the_samples_of_their_rows() -> None:
     found = mixing_of(model, bound(model, x, y), [["before"], ["after"]], read)([[0, 1], [2, 2]], [0, 2])
     expected = model(x[[0, 1]], y[[2, 2]]).detach()
     torch.testing.assert_close(found, torch.stack([expected[0, 2], expected[1, 1]]), rtol=1e-4, atol=1e-5)
+
+
+def test_what_sees_no_part_never_runs_again_either() -> None:
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place, self.head = nn.Linear(4, 8), nn.Bilinear(768, 768, 8)
+            self.register_buffer("at", torch.rand(4))
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.head(x.flatten(1), y.flatten(1)) * self.place(self.at)
+
+    model = seeded(Placed)
+    mixing, found, expected = all_pairs(model)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    with counted(model) as runs:
+        mixing([[1], [2]], [0])
+    assert set(runs) == {"", "head"}

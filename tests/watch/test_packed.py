@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.tokenization_utils_base import BatchEncoding
 
 from multicam import HiResCAM, Inputs, Layer, MulticamError, PackedModel, Trace, tokens
@@ -378,3 +379,45 @@ def test_the_flags_of_the_proxy_are_its_own() -> None:
     assert not packed.train(False).training
     packed(packed.pack(inputs))
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("tool", ["pytorch_grad_cam.activations_and_gradients", "captum.attr", "torchcam.methods"])
+def test_a_grid_of_three_axes_is_refused_to_the_tool_that_lays_maps_on_rows_and_columns(tool: str) -> None:
+    model = nn.Sequential(nn.Conv3d(3, 4, 2), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+    packed = PackedModel(model, CLIP, "0")
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        pass
+
+    hook.__module__ = tool
+    packed.target_layers[0].register_forward_hook(hook)
+    if tool.startswith("pytorch_grad_cam"):
+        with pytest.raises(MulticamError, match="the grid of layer '0' is 3 x 7 x 7"):
+            packed(packed.pack(CLIP))
+    else:
+        torch.testing.assert_close(packed(packed.pack(CLIP)), model(CLIP))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+def test_a_model_that_a_backward_pass_would_run_again_is_refused_where_that_changes_it() -> None:
+    class Again(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.reentrant = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.block, x, use_reentrant=self.reentrant).mean((2, 3))
+
+    model = seeded(Again)
+    packed = PackedModel(model, RGB)
+    x = packed.pack(RGB)
+    (gradient,) = torch.autograd.grad(packed(x.requires_grad_())[:, 1].sum(), x)
+    leaf = RGB.clone().requires_grad_()
+    torch.testing.assert_close(gradient, torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)[0])
+    for reentrant, training, why in ((False, True, "in training mode"), (True, False, "would get gradients")):
+        model.reentrant = reentrant
+        packed = PackedModel(model.train(training), RGB)
+        with pytest.raises(MulticamError, match=f"parts of Again run once more during the backward pass.*{why}"):
+            packed(packed.pack(RGB).requires_grad_())
+        with torch.no_grad():
+            assert packed(packed.pack(RGB)).shape == (2, 4)

@@ -1,6 +1,8 @@
 """What was proved of one call holds for later ones of its kind, and for no others."""
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from multicam import Inputs, contribution
-from multicam.watch.plans import kind_of, plans_of
+from multicam.watch.plans import Plan, kind_of, planned_pass, plans_of
 from tests.helpers.counting import counted
 
 
@@ -144,3 +146,32 @@ def test_where_a_value_decides_there_is_no_plan() -> None:
         inputs = {"x": torch.rand(1, 4) * scale, "y": torch.rand(1, 4)}
         torch.testing.assert_close(shares(model, inputs), by_hand(model, inputs))
     assert not plans_of(model)
+
+
+def test_an_encoder_may_return_more_than_tensors() -> None:
+    class Told(nn.Linear):
+        def forward(self, x: Tensor) -> tuple[Tensor, str, None]:
+            return super().forward(x), "encoded", None
+
+    model, _ = fresh()
+    model.a, read = Told(4, 3), model.head.forward
+    model.head.forward = lambda a, b: read(a[0], b)
+    for _ in range(3):
+        inputs = {name: torch.rand(1, 4) for name in "xy"}
+        torch.testing.assert_close(shares(model, inputs), by_hand(model, inputs))
+
+
+def test_a_planned_pass_keeps_copies_of_what_its_plan_says() -> None:
+    model, inputs = fresh()
+    call = Inputs(**inputs).bind(model)
+    key = (id(model.a), 0)
+    counts = Counter({id(module): 1 for module in model.modules()})
+    plan = Plan({key: 1}, {key: Counter({id(model.a): 1})}, 3, counts)
+    kept: list[Tensor] = []
+    model.a.register_forward_hook(lambda module, args, output: kept.append(output))
+    found = planned_pass(model, call, plan)
+    assert found is not None and torch.equal(found[0], model(**inputs))
+    (record,) = found[1].values()
+    assert torch.equal(record.output, kept[0]) and record.output.data_ptr() != kept[0].data_ptr()
+    assert not record.output.requires_grad and record.inside == plan.inside[key]
+    assert planned_pass(model, call, replace(plan, counts=counts + Counter({id(model.b): 1}))) is None

@@ -692,3 +692,23 @@ def test_a_model_that_needs_two_rows_and_writes_into_them() -> None:
     rows = torch.rand(6, 2, 6, 6)
     expected = model(rows.clone())[:, 1].detach()
     torch.testing.assert_close(Trace(model, x, {}, 1).rescore({"x": rows}, 1), expected)
+
+
+def test_a_model_that_takes_no_values_of_ours_is_proved_by_those_that_are_asked_for() -> None:
+    class Simplex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.other = nn.Linear(3, 2), nn.Linear(4, 2)
+
+        def forward(self, p: Tensor, y: Tensor) -> Tensor:
+            if not torch.allclose(p.sum(1), torch.ones(len(p))):
+                raise ValueError("no probabilities")
+            return self.head(p) * self.other(y)
+
+    model = seeded(Simplex)
+    p, y = torch.rand(2, 3).softmax(1), torch.rand(2, 4)
+    rows = torch.rand(MANY, 3).softmax(1)
+    trace = Trace(model, {"p": p, "y": y}, {}, 1)
+    for n in (1, MANY):
+        expected = model(rows[:n], y[1:].expand(n, -1))[:, 1].detach()
+        assert_scores(trace.rescore({"p": rows[:n]}, 1), expected)

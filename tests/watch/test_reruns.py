@@ -1,9 +1,10 @@
 """Full passes run all, short ones what depends on the change, and both give the scores of a plain pass."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from multicam import Inputs, Layer
+from multicam import Inputs, Layer, MulticamError
 from multicam.watch.reruns import Reruns, count, pair, rows_of
 from tests.helpers.counting import counted
 
@@ -67,3 +68,46 @@ def test_what_ifs_are_taken_apart_and_put_together() -> None:
     assert count(values) == 3 and count(both) == 2
     assert all(torch.equal(both[name], x[[0, 2]]) for name, x in values.items())
     assert torch.equal(pair(values["x"][:1], values["x"][1:2]), values["x"][:2])
+
+
+def test_no_pass_makes_a_graph() -> None:
+    model, _, reruns = made(("depth",))
+    graphs: list[bool] = []
+    model.head.register_forward_hook(lambda module, args, output: graphs.append(torch.is_grad_enabled()))
+    values = {"depth": torch.rand(2, 1, 8, 8)}
+    reruns.record()
+    reruns.leave_another()
+    reruns.full(values)
+    reruns.short(values)
+    assert graphs == [False] * 4
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 5), (2, 4, 6, 7), (2, 3, 6, 6), (2, 4, 36)])
+def test_activations_that_do_not_fit_the_layer_are_refused(shape: tuple[int, ...]) -> None:
+    _, _, reruns = made(Layer("b"))
+    assert reruns.check(torch.rand(2, 4, 6, 6)) == 2
+    with pytest.raises(MulticamError, match=r"do not fit layer 'b', which has \(n, 4, 6, 6\)"):
+        reruns.check(torch.rand(shape))
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "message"),
+    [
+        (
+            ValueError("too dark"),
+            MulticamError,
+            "Fused ran with the sample as it is, but not with a what-if of it: too",
+        ),
+        (torch.OutOfMemoryError("no room"), torch.OutOfMemoryError, "no room"),
+    ],
+    ids=["refused", "out of memory"],
+)
+def test_an_error_of_a_what_if_is_told_as_such(error: Exception, told: type[Exception], message: str) -> None:
+    model, _, reruns = made(("depth",))
+
+    def refuse(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        raise error
+
+    model.b.register_forward_pre_hook(refuse)
+    with pytest.raises(told, match=message):
+        reruns.full({"depth": torch.rand(2, 1, 8, 8)})

@@ -368,3 +368,12 @@ def test_a_size_is_no_list_of_samples_where_rows_are_compared(size: tuple[int, i
     model, x = Contrasting().eval(), torch.rand(2, 1, 6, 6)
     call = settled(model, Inputs(x, size).bind(model))
     assert call.take([1]).args[1] == size
+
+
+def test_filling_that_is_no_number_compares_as_what_it_is() -> None:
+    def filled(image: Tensor, features: Tensor, lengths: Any) -> Tensor:
+        absent = torch.arange(4) >= torch.tensor([int(n) for n in lengths])[:, None]
+        return features.masked_fill(absent, torch.nan)
+
+    model = Told(filled)
+    assert list(settled(model, Inputs(torch.rand(2, 3, 8, 8), [3, 1]).bind(model)).listed) == ["x"]

@@ -61,6 +61,7 @@ def test_encoders_run_once_for_each_row_of_the_call_and_twice_for_the_proof() ->
         mixing = Singly(model, inputs, [["x"], ["y"]], lambda output, rows: output[:, 1], 1)
         mixing([[0, 0, 1, 1], [0, 1, 0, 1]], [0, 0, 0, 0])
     assert counts["a"] == counts["b"] == 2 + 2
+    assert counts["head"] == 2 + 2 + 1  # both mixed rows are known from the proof, and one of them is compared
     assert mixing.used == [True, True]
 
 
@@ -72,3 +73,18 @@ def test_what_is_not_used_is_found_out() -> None:
     model = Deaf()
     inputs = Inputs(torch.rand(2, 4), torch.rand(2, 4)).bind(model)
     assert Singly(model, inputs, [["x"], ["y"]], lambda output, rows: output[:, 1], 1).used == [True, False]
+
+
+def test_a_row_that_is_one_of_the_call_in_all_that_matters_does_not_run() -> None:
+    torch.manual_seed(0)
+    model = Fusing("plain").eval()
+    inputs = Inputs(torch.rand(3, 4), torch.rand(3, 4), torch.tensor([[1.0], [1.0], [2.0]])).bind(model)
+    offset = torch.tensor([0.0, 10.0, 20.0])
+    mixing = Singly(model, inputs, [["x"], ["y"]], lambda output, rows: output[:, 1] + offset[rows], 3)
+    plain = model(*inputs.args)[:, 1].detach()
+    mixing([[0, 1], [0, 1]], [0, 1])
+    with counted(model) as counts:
+        found = mixing([[1, 0], [1, 0]], [0, 1])  # both have the same third input
+    assert not counts
+    torch.testing.assert_close(found, plain[[1, 0]] + offset[:2])
+    torch.testing.assert_close(mixing([[0], [0]], [2]), 2 * plain[:1] + offset[2])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from multicam import AblationCAM, GradCAM, contribution, occlusion
-from multicam.watch.threads import at_work, works
+from multicam.watch.threads import at_work, lend, own, works
 
 
 def in_pool(pool: ThreadPoolExecutor, work: Callable[[], Any]) -> Any:
@@ -130,3 +130,21 @@ def in_stranger(ask: Callable[[], bool]) -> bool:
     _thread.start_new_thread(run, ())
     done.wait(10)
     return bool(found[0])
+
+
+def test_a_stranger_works_for_a_pass_with_what_the_pass_lends_it_or_with_its_memory() -> None:
+    lent, mine, weight = (torch.rand(4) for _ in range(3))
+    with at_work():
+        own([mine, weight])
+        lend([lent], [weight])
+        for given, expected in (
+            (lent, True),
+            (lent[1:], True),
+            (lent.detach(), False),
+            (mine, True),
+            (mine.detach(), True),
+            (weight, False),
+            ([weight, mine], True),
+            (torch.rand(4), False),
+        ):
+            assert in_stranger(lambda given=given: works([given])) is expected

@@ -337,3 +337,52 @@ def test_threads_do_not_disturb_each_other() -> None:
         found = list(pool.map(lambda _: cam(inputs, 1, signed=True)["before"], range(24)))
     assert all(torch.equal(maps, expected) for maps in found)
     assert all(module.training for module in model.modules())
+
+
+def test_again_is_by_the_same_inputs_unless_told_otherwise() -> None:
+    model, inputs = seeded(Fusion), fusion_inputs()
+    trace = Trace(model, inputs, {"rgb": "rgb"}, 1, wrt=["rgb"])
+    for again, names in ((trace.again(inputs), ["rgb"]), (trace.again(inputs, wrt=["depth"]), ["depth"])):
+        leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
+        expected = torch.autograd.grad(model(**leaves)[:, 1].sum(), [leaves[name] for name in names])
+        assert list(again.input_grads) == names
+        for name, gradient in zip(names, expected, strict=True):
+            torch.testing.assert_close(again.input_grads[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_scores_of_changed_inputs_and_activations_are_those_of_plain_passes() -> None:
+    model, inputs = seeded(Siamese), {"before": X, "after": X.flip(-1)}
+    trace = Trace(model, inputs, {"1": "encoder#1"}, 1)
+    rows = torch.rand(2, 3, 16, 16)
+    expected = model(rows, inputs["after"][[1, 1]])[:, 1].detach()
+    for _ in range(2):
+        torch.testing.assert_close(trace.rescore({"before": rows}, 1), expected, rtol=1e-4, atol=1e-5)
+    found = trace.sites["1"].rescore(trace.sites["1"].acts[1:], 1)
+    torch.testing.assert_close(found, trace.scores[1:], rtol=1e-4, atol=1e-5)
+
+
+def test_curvature_is_the_hessian_times_the_activations() -> None:
+    class Powers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).pow(torch.arange(1, 5).view(-1, 1, 1)).sum((2, 3))
+
+    for k in range(4):
+        site = Trace(seeded(Powers), X, {"conv": "conv"}, k).sites["conv"]
+        acts = site.acts[:, k]
+        expected = torch.zeros_like(site.acts)
+        expected[:, k] = (k + 1) * k * acts ** max(k, 1) if k else 0
+        torch.testing.assert_close(site.curvature, expected)
+
+
+def test_which_inputs_a_layer_sees_is_asked_without_a_graph() -> None:
+    model = seeded(Fusion)
+    trace = Trace(model, fusion_inputs(), {"rgb": "rgb", "attn": "attn"}, 1)
+    graphs: list[bool] = []
+    model.head.register_forward_hook(lambda m, i, o: graphs.append(torch.is_grad_enabled()))
+    seen = {(name, input): trace.sees(name, input) for name in ("rgb", "attn") for input in ("rgb", "depth")}
+    assert seen == {("rgb", "rgb"): True, ("rgb", "depth"): False, ("attn", "rgb"): True, ("attn", "depth"): True}
+    assert graphs == [False] * 4

@@ -181,6 +181,7 @@ class SegmentationScore:
 
     index: int | tuple[int, ...]
     mask: Tensor | None
+    rows: tuple[int, ...] | None = None  # of the mask, if it turns out to have one for each sample; None: all
 
     def __init__(self, index: int | Sequence[int] | Tensor, mask: Any = None) -> None:
         object.__setattr__(self, "index", _indices(index))
@@ -199,8 +200,10 @@ class SegmentationScore:
 
     def take(self, samples: Sequence[int]) -> "SegmentationScore":
         """The classes and regions of these samples; the regions of a target that is not pinned are still to be chosen."""
-        classes = _of_samples(self.index, samples)
-        return SegmentationScore(classes, None if self.mask is None else self.mask[list(samples)])
+        taken = SegmentationScore(_of_samples(self.index, samples), self.mask)
+        # Only an output tells whether the mask's first axis is one of samples.
+        object.__setattr__(taken, "rows", tuple(samples if self.rows is None else (self.rows[i] for i in samples)))
+        return taken
 
     def _region(self, output: Any) -> Shaped[Tensor, "b *grid"]:
         logits = _dense(output, self, "classes *grid").detach()
@@ -210,6 +213,7 @@ class SegmentationScore:
             region = scores > 0 if logits.shape[1] == 1 else scores == logits.amax(1)
         else:
             region = self.mask.detach().to(logits.device)
+            region = region[list(self.rows)] if self.rows is not None and region.ndim > len(grid) else region
         if tuple(region.shape) not in (grid, (batch, *grid)):
             raise MulticamError(
                 f"the mask is {tuple(region.shape)}, but the output has the grid {grid} for {batch} samples; resize the "

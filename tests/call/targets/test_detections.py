@@ -83,6 +83,8 @@ def test_box_scores_carry_the_gradient_of_the_scores() -> None:
         (lambda: BoxScore([torch.ones(1, 4)], [[1], [2]]), "boxes for 1 samples, but labels for 2"),
         (lambda: BoxScore([torch.ones(1, 4)], [[1]])(DETECTIONS), "boxes for 1 samples, but there are 2"),
         (lambda: TopBox()(torch.zeros(2, 3)), r"need the whole output of a detector.*a tensor \(2, 3\)"),
+        (lambda: TopBox()([torch.zeros(2, 3)]), "need the whole output of a detector.*a list"),
+        (lambda: TopBox()([{"boxes": torch.ones(1, 4), "labels": torch.ones(1)}]), "need the whole output.*a list"),
     ],
 )
 def test_dense_targets_that_do_not_fit_say_what_would(make: Any, message: str) -> None:

@@ -158,3 +158,17 @@ def test_queries_by_value() -> None:
 def test_dense_targets_that_do_not_fit_say_what_would(make: Any, message: str) -> None:
     with pytest.raises(MulticamError, match=message):
         make()
+
+
+def test_one_mask_for_all_samples_stays_one_whichever_are_taken() -> None:
+    mask, output = torch.zeros(2, 3), torch.rand(4, 2, 2, 3)
+    mask[0, 1] = mask[1, 2] = 1
+    shared, own = SegmentationScore(1, mask), SegmentationScore(1, mask.expand(4, 2, 3))
+    for samples in ([2, 0], [1, 1, 1], [3], [0, 1]):
+        expected = own(output)[samples]
+        torch.testing.assert_close(shared.take(samples)(output[samples]), expected)
+        torch.testing.assert_close(own.take(samples)(output[samples]), expected)
+        torch.testing.assert_close(shared.pin(output).take(samples)(output[samples]), expected)
+        torch.testing.assert_close(
+            own.take([3, 2, 1, 0]).take(samples)(output.flip(0)[samples]), own(output.flip(0))[samples]
+        )

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, library, nn
+from torch.utils.checkpoint import checkpoint
 
 from multicam import MulticamError
 from multicam.watch.tokens.follow import Follower, Listener, Place
@@ -270,3 +271,36 @@ def test_torchscript_is_put_into_a_module_to_be_followed() -> None:
         pass
     with Follower(nn.Sequential(model), Heard()).watch():
         assert model(torch.rand(2, 4)).shape == (2, 4)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_flex_attention_is_told_and_another_operator_of_higher_order_hides_what_it_does() -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    class Higher(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            q, k = (z[:, None].repeat(1, 1, 1, 4) for z in (x, y))
+            out = flex_attention(q, k, k)[:, 0]
+            return torch.cond(torch.tensor(True), torch.sin, torch.cos, (out,))
+
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        listener, _ = heard(Higher(), *pair())
+    assert listener.told[1:] == [
+        ("fused", "", "flex"),
+        ("add", "a kernel's in "),
+        ("hidden", "", "the operator cond, whose inside cannot be seen"),
+    ]
+
+
+def test_what_runs_again_in_a_backward_pass_is_not_told() -> None:
+    class Backward(Net):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            with torch.enable_grad():
+                z = x.detach().requires_grad_()
+                out = checkpoint(super().forward, z, y, use_reentrant=False)
+                return torch.autograd.grad(out.sum(), z)[0]
+
+    x, y = pair()
+    listener, out = heard(Backward(), x, y)
+    assert listener.told[1:] == NET[1:]
+    assert torch.equal(out, Backward()(x, y))

@@ -69,6 +69,8 @@ def test_every_move_alone(move: str, i: int) -> None:
         pytest.param(lambda x: torch.stack([x, x.flip(-1)], 1).flatten(0, 1), id="pairs"),
         pytest.param(lambda x: F.pad(x, (0, 0, 1, 1))[:, :, 1:-1].relu() * 1.0, id="pad and cut"),
         pytest.param(lambda x: x[1:] * 1.0, id="one sample of several"),
+        pytest.param(lambda x: torch.cat([x.flatten()[5:], x[1, 0, :2].flatten()]), id="vectors joined"),
+        pytest.param(lambda x: torch.cat([torch.empty(0), x, x[:1]]), id="joined with nothing"),
         pytest.param(
             lambda x: torch.cat([x, x.flip(-1), torch.zeros(2, 1, 4, 6)], 1), id="constants beside other channels"
         ),

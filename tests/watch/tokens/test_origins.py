@@ -12,6 +12,7 @@ import transformers as hf
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from multicam import MulticamError, tokens
 from multicam.demo.detector import EditDetector
 from multicam.watch.tokens.origins import Origins
 from tests.helpers.following import Watch, X, after, parts, watched
@@ -415,3 +416,34 @@ def test_nothing_stays_with_the_tensors_of_the_user() -> None:
     watched(vit(img_size=16), x)
     assert set(vars(x)) == before
     assert not x.requires_grad and x.grad is None
+
+
+def test_tokens_of_an_input_lie_as_the_user_says_the_same_every_time() -> None:
+    origins = Origins({"x": X, "ids": torch.ones(2, 5, dtype=torch.int64)}, 2)
+    said = origins.said("x", tokens(2, 3, prefix=1), 2, 7)
+    assert [origins.places.describe(row) for row in said] == ["1 own + x 2 x 3"] * 2
+    assert torch.equal(origins.places.sample[said], torch.arange(2)[:, None].expand(2, 7))
+    assert origins.places.cells(said[1, 1:], "x")[1].tolist() == [*range(6)]
+    assert torch.equal(origins.said("x", tokens(2, 3, prefix=1), 2, 7), said)
+    assert origins.places.describe(origins.said("ids", None, 2, 5)[1]) == "ids 5"
+    for name, layout, rows, n, message in (
+        ("y", None, 2, 5, "no input in streams 'y'"),
+        ("x", None, 2, 6, r"names input 'x', whose layout is needed"),
+        (
+            "x",
+            tokens(2, 3),
+            2,
+            7,
+            "does not fit 7 tokens in 2 rows for 2 samples: it takes 7 of them for a grid of 2 x 3",
+        ),
+        ("x", tokens(6), 2, 6, "does not fit 6 tokens"),
+        ("x", tokens(2, 3), 4, 6, "does not fit 6 tokens in 4 rows for 2 samples"),
+    ):
+        with pytest.raises(MulticamError, match=message):
+            origins.said(name, layout, rows, n)
+
+
+def test_an_operation_in_place_that_keeps_the_tokens_needs_no_ids_of_pixels() -> None:
+    origins, y = after(lambda x: F.conv2d((z := x.clone()).detach().relu_() + z, torch.rand(4, 3, 4, 4), stride=4), X)
+    assert len(origins.places) == 1
+    assert parts(origins, y, 1) == ["x 4 x 4"] * 2

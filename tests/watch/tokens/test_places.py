@@ -76,7 +76,8 @@ def test_what_meets_keeps_its_place() -> None:
     union = torch.from_numpy(places.joined(rgb[:1], fine[1:2]))
     assert places.boxes[union].tolist() == [[0, 0, 0, 1, 0.5, 1]]
     other_sample = lay(places, "rgb", 2, 2, samples=2).numpy()[4:]
-    assert (places.joined(rgb, other_sample) == -1).all()
+    for mine in (rgb, own, whole):
+        assert (places.joined(mine, other_sample) == -1).all() and (places.joined(other_sample, mine) == -1).all()
 
 
 def test_a_union_covers_all_and_is_the_same_in_any_order() -> None:

@@ -405,6 +405,15 @@ def local_padded(m: Written, q: Tensor, k: Tensor, v: Tensor) -> Truth:
     return Truth(w @ v, p, lambda p: F.pad(p, (1, 1)))
 
 
+@spelling
+def a_query_put_in_front(m: Written, q: Tensor, k: Tensor, v: Tensor) -> Truth:
+    """One that looks at nothing, which is cut off again."""
+    p = scores(q, k).softmax(-1)
+    tokens = [(i, [-1, *range(q.shape[2])], [*range(k.shape[2])]) for i in range(len(q))]
+    w = F.pad(p, (0, 0, 1, 0))
+    return Truth((w @ v)[:, :, 1:], p, lambda p: F.pad(p, (0, 0, 1, 0)), tokens=tokens)
+
+
 def recorded(model: nn.Module, *inputs: Tensor) -> tuple[Attention, Tensor]:
     with record_attention(model) as att:
         out = model(*inputs)
@@ -488,7 +497,7 @@ def test_without_heads_and_without_a_batch() -> None:
     model = Plain(one_head)
     for x, shape in ((torch.randn(2, 5, 4), (2, 1, 5, 5)), (torch.randn(5, 4), (1, 1, 5, 5))):
         att, out = recorded(model, x)
-        assert att[0].shape == shape
+        assert att[0].shape == shape and att[0].has_keys
         z = model.layer(x)
         assert torch.equal(att[0].probs.view(-1, 5, 5), (z @ z.mT).softmax(-1).view(-1, 5, 5))
         att.gradients(out.sum())
