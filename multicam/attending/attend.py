@@ -59,24 +59,13 @@ def record_attention(
         torch.Size([1, 2, 5, 5])
     """
     inner = unwrapped(model)
-    if not callable(keep) and keep not in ("lazy", "probs"):
-        raise unknown("keep", keep, ("lazy", "probs"))
-    layouts = _mapping("layouts", layouts, '{"freq": tokens(14, 14)}')
-    streams = _mapping("streams", streams, '{"fusion.attn": ("rgb", "freq")}')
-    if not all(isinstance(layout, Tokens) for layout in layouts.values()):
-        raise MulticamError(f"a layout is tokens(rows, columns, prefix=…), not in {layouts!r}")
-    if not all(isinstance(stream, tuple) and len(stream) == 2 for stream in streams.values()):
-        raise MulticamError(f"a stream is two inputs, that of the queries and that of the keys, not in {streams!r}")
-    record = Attention(inner)
-    for path in streams:
-        if path not in module_paths(inner):
-            raise unknown("module in streams", path, module_paths(inner))
+    record, assembling = _assembled(inner, keep, layouts, streams)
     with ExitStack() as stack:
         stack.enter_context(alone())
         stack.enter_context(module_by_module())
         if gradients:
             stack.enter_context(_graph_from_the_start(inner))
-        stack.enter_context(Assembling(record, keep, layouts, streams).watch(gradients))
+        stack.enter_context(assembling.watch(gradients))
         _OPEN.blocks = [*getattr(_OPEN, "blocks", ()), stack]
         try:
             yield record
@@ -87,16 +76,39 @@ def record_attention(
             "blocks of record_attention end in the reverse order of their beginnings, the last one first; one that began before another ended "
             "before it, and both ended then: nest them with two with-statements"
         )
+    _refuse_empty(record)
+
+
+def _assembled(
+    model: nn.Module, keep: Keep, layouts: Mapping[str, Tokens] | None, streams: Mapping[str, Stream] | None
+) -> tuple[Attention, Assembling]:
+    """An empty record of a model's attentions, and what will fill it."""
+    if not callable(keep) and keep not in ("lazy", "probs"):
+        raise unknown("keep", keep, ("lazy", "probs"))
+    layouts = _mapping("layouts", layouts, '{"freq": tokens(14, 14)}')
+    streams = _mapping("streams", streams, '{"fusion.attn": ("rgb", "freq")}')
+    if not all(isinstance(layout, Tokens) for layout in layouts.values()):
+        raise MulticamError(f"a layout is tokens(rows, columns, prefix=…), not in {layouts!r}")
+    if not all(isinstance(stream, tuple) and len(stream) == 2 for stream in streams.values()):
+        raise MulticamError(f"a stream is two inputs, that of the queries and that of the keys, not in {streams!r}")
+    for path in streams:
+        if path not in module_paths(model):
+            raise unknown("module in streams", path, module_paths(model))
+    record = Attention(model)
+    return record, Assembling(record, keep, layouts, streams)
+
+
+def _refuse_empty(record: Attention) -> None:
+    name = type(record.model).__name__
     if not record.forwards:
         raise MulticamError(
-            f"no forward pass of {type(inner).__name__} ran inside the block in this thread; data-parallel models run in others: "
+            f"no forward pass of {name} ran inside the block in this thread; data-parallel models run in others: "
             "call the model inside of it"
         )
     if not record:
         seen = "\n".join(f"  {unseen.path}: {unseen.what}" for unseen in record.skipped + record.blind_spots)
         raise MulticamError(
-            f"{type(inner).__name__} ran no attention that could be seen"
-            + (f"; what looked like it:\n{seen}" if seen else "")
+            f"{name} ran no attention that could be seen" + (f"; what looked like it:\n{seen}" if seen else "")
         )
 
 
@@ -135,9 +147,16 @@ def attention(
     graph = target is not None
 
     def recorded() -> Attention:
-        recording = record_attention(inner, keep=keep, gradients=graph, layouts=layouts, streams=streams)
-        with undisturbed(inner, graph, bound, part="attention") as memory, memory.saving(), recording as record:
+        record, assembling = _assembled(inner, keep, layouts, streams)
+        with (
+            undisturbed(inner, graph, bound, part="attention") as memory,
+            memory.saving(),
+            assembling.watch(graph),
+        ):
+            if graph:
+                _require_gradients(_beginnings(inner), True)  # which is put back, as all is
             record.output = memory.call.run(inner)
+        _refuse_empty(record)
         return record
 
     record = retried(recorded)
@@ -170,9 +189,22 @@ def _mapping(name: str, given: Any, example: str) -> dict[str, Any]:
 
 @contextmanager
 def _graph_from_the_start(model: nn.Module) -> Iterator[None]:
-    """Let embeddings, tokens and biases require a gradient, from which a graph begins; weights of layers need none for that."""
+    """Let a graph begin wherever it can, see `_beginnings`."""
+    frozen = _beginnings(model)
+    try:
+        try:
+            _require_gradients(frozen, True)
+            yield
+        finally:
+            _require_gradients(frozen, False)
+    finally:
+        _require_gradients(frozen, False)  # once more, for an interrupt that comes meanwhile
+
+
+def _beginnings(model: nn.Module) -> list[nn.Parameter]:
+    """Embeddings, tokens and biases that require no gradient, from which a graph begins; weights of layers need none for that."""
     weighted = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase)
-    frozen = [
+    return [
         parameter
         for module in model.modules()
         for parameter in module.parameters(recurse=False)
@@ -180,14 +212,8 @@ def _graph_from_the_start(model: nn.Module) -> Iterator[None]:
         and not parameter.requires_grad
         and not (isinstance(module, weighted) and parameter.ndim > 1)
     ]
-    try:
-        try:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-            yield
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
-    finally:
-        for parameter in frozen:  # once more, for an interrupt that comes meanwhile
-            parameter.requires_grad_(False)
+
+
+def _require_gradients(parameters: list[nn.Parameter], required: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(required)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multicam.watch.module_calls import ModuleCall, Rows, alike, confirmed, every_call, skipping, where, within
+from multicam.watch.module_calls import ModuleCall, Rows, alike, confirmed, every_call, rounding, skipping, where, within
 from tests.helpers.counting import counted
 
 LAYOUTS = [(1, False), (3, False), (3, True)]
@@ -197,3 +197,12 @@ def test_masks_filled_with_the_lowest_number_do_not_hide_a_difference() -> None:
     assert not alike(x, y)
     assert alike(torch.tensor([1.0, torch.inf, torch.nan]), torch.tensor([1.0 + 1e-6, torch.inf, torch.nan]))
     assert not alike(torch.tensor([1, 2]), torch.tensor([1, 3]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_what_differs_by_more_than_rounding_is_not_alike(dtype: torch.dtype) -> None:
+    x = torch.ones(3, dtype=dtype)
+    eps = torch.finfo(dtype).eps
+    assert rounding(x) == pytest.approx(eps ** (2 / 3))
+    assert alike(x + 2 * eps, x) and not alike(x + 4 * eps ** (2 / 3), x)
+    assert rounding(x.long()) == 0

@@ -40,3 +40,9 @@ def test_what_a_layer_returned_is_shaken_row_by_row() -> None:
     found = shaken(x, 2, torch.Generator().manual_seed(0))
     assert found.shape == (2, 4, 3, 3) and not torch.equal(found[0], found[1])
     assert bool((found != x).all())
+
+
+def test_the_last_version_is_so_small_that_thresholds_are_crossed() -> None:
+    x = 1 + torch.rand(1, 4, 8, 8)
+    found = shaken(x, 3, torch.Generator().manual_seed(0))
+    assert bool((found[:-1].mean((1, 2, 3)) > 0.8).all()) and found[-1].mean() < 0.3

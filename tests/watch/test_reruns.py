@@ -86,6 +86,8 @@ def test_no_pass_makes_a_graph() -> None:
 def test_activations_that_do_not_fit_the_layer_are_refused(shape: tuple[int, ...]) -> None:
     _, _, reruns = made(Layer("b"))
     assert reruns.check(torch.rand(2, 4, 6, 6)) == 2
+    with pytest.raises(MulticamError, match="what-ifs are a tensor"):
+        reruns.check({"depth": torch.rand(2, 1, 8, 8)})
     with pytest.raises(MulticamError, match=r"do not fit layer 'b', which has \(n, 4, 6, 6\)"):
         reruns.check(torch.rand(shape))
 

@@ -386,3 +386,28 @@ def test_which_inputs_a_layer_sees_is_asked_without_a_graph() -> None:
     seen = {(name, input): trace.sees(name, input) for name in ("rgb", "attn") for input in ("rgb", "depth")}
     assert seen == {("rgb", "rgb"): True, ("rgb", "depth"): False, ("attn", "rgb"): True, ("attn", "depth"): True}
     assert graphs == [False] * 4
+
+
+def test_inputs_with_nan_that_nobody_wrote_into_take_no_other_pass_for_their_gradient() -> None:
+    class Missing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x.nan_to_num()).square().mean((2, 3))
+
+    x = X.clone()
+    x[:, 0, 3] = torch.nan
+    model = seeded(Missing)
+    runs: list[int] = []
+    model.conv.register_forward_hook(lambda m, i, o: runs.append(1))
+    for written, passes in ((False, 1), (True, 2)):
+        runs.clear()
+        given = x.clone()
+        trace = Trace(model, given, {"conv": "conv"}, 1)
+        if written:
+            given.zero_()
+        acts, grads = trace.sites["conv"].acts, trace.sites["conv"].grads
+        torch.testing.assert_close(grads[:, 1], 2 * acts[:, 1] / acts[0, 0].numel())
+        assert len(runs) == passes

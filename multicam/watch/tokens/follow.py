@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 from multicam.call.inputs import Inputs
@@ -113,9 +113,11 @@ class Follower(TorchDispatchMode, Generic[T]):
                 for module in modules:
                     module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=False)
                     module.register_forward_hook(self._leave, always_call=True)
-                with self:
-                    yield
+                self.__enter__()  # type: ignore[no-untyped-call]
+                yield
             finally:
+                if _get_current_dispatch_mode() is self:
+                    self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
                 take_off(modules, self._is_mine)
         finally:
             take_off(modules, self._is_mine)  # once more, for an interrupt that comes meanwhile

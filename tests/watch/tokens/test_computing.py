@@ -66,6 +66,12 @@ CONV = torch.rand(4, 3, 3, 3)
         pytest.param(lambda x: x + x.flip(0), "256 unknown", id="samples mixed"),
         pytest.param(lambda x: x - x.mean(0, keepdim=True), "x 16 x 16", id="statistics of the batch"),
         pytest.param(lambda x: x.sort(-1).values, "256 unknown", id="sorted"),
+        pytest.param(lambda x: x + x.sort(-1).values, "256 unknown", id="beside what is sorted"),
+        pytest.param(
+            lambda x: F.conv2d(x.mean((2, 3), keepdim=True).expand(2, 3, 16, 16), CONV, padding=1),
+            "256 of the whole x",
+            id="the mean everywhere",
+        ),
         pytest.param(lambda x: torch.zeros_like(x), "256 constant", id="constants"),
     ],
 )

@@ -19,10 +19,11 @@ from multicam.watch.tokens.marks import (
     layout_of,
     lost_like,
     same_marks,
+    same_rows,
     to_numpy,
     viewed,
 )
-from multicam.watch.tokens.places import LOST
+from multicam.watch.tokens.places import LOST, Places
 
 SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=4)
 
@@ -154,3 +155,12 @@ def test_some_axes_at_their_full_size() -> None:
     found = broadcast(ids, (2, 5, 3, 4), 2, 3)
     assert found.shape == (2, 1, 3, 4)
     assert np.array_equal(found, ids.repeat(4, 3))
+
+
+def test_lattices_are_the_same_by_what_their_cells_cover() -> None:
+    places = Places({"x": (1, 2), "y": (1, 2)})
+    lattice = places.whole("x", 2, (4, 6))
+    assert same_rows(lattice, places.whole("y", 2, (4, 6)))
+    part = lattice.extended(((0, -2), (0, 0)), (4, 6))
+    for other in (places.whole("x", 2, (4, 5)), places.whole("x", 2, (5, 7)), places.whole("x", 3, (4, 6)), part):
+        assert not same_rows(lattice, other) and not same_rows(other, lattice)
