@@ -9,6 +9,7 @@ from torch import Tensor
 from multicam.errors import MulticamError, out_of_memory
 from multicam.watch.finite import How
 from multicam.watch.module_calls import FAILURES, alike
+from multicam.watch.recorded import decided_by
 from multicam.watch.rows import any_reading
 from multicam.watch.trace import Trace
 
@@ -27,13 +28,13 @@ class Varied:
         how: What is done to the inputs, to be told where a number is not finite.
 
     Attributes:
-        apart: Whether each row runs alone.
+        apart: Whether each row runs alone: from the start where a number of what varies decides what runs, which would be one for all rows.
     """
 
     def __init__(self, trace: Trace, names: Sequence[str], how: How) -> None:
         self._trace, self._names, self._how = trace, names, how
         self._call = any_reading(trace.settled)
-        self.apart = False
+        self.apart = trace.decides and decided_by(trace.model, trace.inputs, names)
         self._together_before: set[frozenset[int]] = set()
         self._copies = 0  # of a row that runs alone; 0: not known yet
 

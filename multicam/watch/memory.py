@@ -37,16 +37,21 @@ UNSAID = {
 }
 
 
+# By which a number leaves a tensor.
+NUMBERS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
+
+
 class _Known:
     """What is known of a model: the kinds of passes that were watched, and the names of all that they wrote into.
 
-    And whether it makes gradients of its own by `torch.func`, which takes no hooks of saved tensors.
+    And whether it makes gradients of its own by `torch.func`, which takes no hooks of saved tensors; and whether numbers of tensors decide what runs.
     """
 
     def __init__(self) -> None:
         self.kinds: set[Hashable] = set()
         self.written: set[str] = set()
         self.transforms = False
+        self.decides = False
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
@@ -194,7 +199,7 @@ class Memory:
         for flat in self._flat.values():
             flat.before = flat.now()
         if self.watched:
-            self._mode = Writes(self.about_to_write, self._may_be_written)
+            self._mode = Writes(self.about_to_write, self._may_be_written, self._decides)
             self._mode.__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -204,6 +209,14 @@ class Memory:
             self._mode = None
             if error[0] is None:
                 self._known.kinds.add(self._kind)
+
+    @property
+    def decides(self) -> bool:
+        """Whether a number of a tensor decided what ran, in any pass of the model that was watched."""
+        return self._known.decides
+
+    def _decides(self) -> None:
+        self._known.decides = True
 
     def rewind(self) -> None:
         """Put back what one pass of several in the block changed, before the next, which is not watched."""
@@ -294,14 +307,20 @@ class Writes(TorchDispatchMode):
     Args:
         told: Called with each of them, before.
         untold: The same for all that an operation is given which is not of PyTorch: it may write without saying so.
+        decides: Called where a number is read from a tensor.
     """
 
     supports_higher_order_operators = True
     _places: dict[Any, tuple[tuple[int, str], ...]] = {}  # noqa: RUF012 (a cache for all of them)
 
-    def __init__(self, told: Callable[[Tensor], None], untold: Callable[[Tensor], None]) -> None:
+    def __init__(
+        self,
+        told: Callable[[Tensor], None],
+        untold: Callable[[Tensor], None],
+        decides: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._told, self._untold = told, untold
+        self._told, self._untold, self._decides = told, untold, decides
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -313,6 +332,8 @@ class Writes(TorchDispatchMode):
         if getattr(func, "namespace", "aten") not in ("aten", "prims", "higher_order"):
             for x in _tensors((args, kwargs)):
                 self._untold(x)
+        if func in NUMBERS:
+            self._decides()
         return func(*args, **kwargs)
 
 

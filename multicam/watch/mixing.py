@@ -53,6 +53,7 @@ class Mixing:
         self._part = part_of(inputs, parts)
         self._count = len(parts)
         self._batch = inputs.batch
+        self._decided = False  # whether a number of the parts decides what runs, which would be one for all rows
         self._calls: dict[Key, ModuleCall] = {}
         self._seen: dict[Key, int] = {}  # which parts each of them depends on, as bits
         self.singly = singly
@@ -82,7 +83,7 @@ class Mixing:
     def together(self) -> bool:
         """Whether rows have the same scores together as alone; else each runs alone."""
         try:
-            return self.output is not None and self._prove()
+            return self.output is not None and not self._decided and self._prove()
         except FAILURES as error:
             if out_of_memory(error):
                 raise
@@ -135,6 +136,7 @@ class Mixing:
         # Where a value decides what runs, rows that are mixed may take a way that none took here.
         self._colours = recording.taint.colours(output) if not recording.taint.escaped else -1
         self._calls, self._seen = recording.calls, recording.colours
+        self._decided = bool(recording.taint.numbers)
         if not recording.taint.decided:
             inside = {key: call.inside for key, call in recording.calls.items()}
             self._fresh = Plan(recording.colours, inside, self._colours, recording.counts)

@@ -5,7 +5,7 @@ is believed only where a full pass, with other values and another number of rows
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from multicam.call.inputs import Inputs
 from multicam.call.tree import rebuild
 from multicam.watch.attributes import Attributes
 from multicam.watch.hooks import has_others
@@ -23,6 +24,7 @@ from multicam.watch.module_calls import Key, ModuleCall, Rows, every_call, round
 from multicam.watch.plain import has_memory
 from multicam.watch.saved import Kept
 from multicam.watch.taint import Taint
+from multicam.watch.undisturbed import undisturbed
 
 # From the output of a pass, and the sample that each of its rows stems from, to the scores of the rows.
 Read = Callable[[Any, Sequence[int]], Tensor]
@@ -148,6 +150,18 @@ class Recording:
 
     def _all_open(self) -> list[_Open]:
         return [*chain(*list(self._open.values()))]
+
+
+def decided_by(model: nn.Module, call: Inputs, names: Collection[str]) -> bool:
+    """Whether a number of one of these inputs decides what runs, which for many rows is one for all; takes a pass."""
+    recording = Recording(model, most=0)
+    with undisturbed(model, graph=False, call=call, part="decided") as memory:
+        for name, leaf in memory.call.leaves.items():
+            if isinstance(leaf, Tensor):
+                recording.taint.mark(leaf) if name in names else recording.taint.know([leaf])
+        with recording.watch(memory):
+            memory.call.run(model)
+    return bool(recording.taint.numbers)
 
 
 def _exchanged(values: Mapping[str, Tensor], path: str, x: Any) -> Any:

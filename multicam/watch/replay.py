@@ -188,7 +188,7 @@ class _Sample:
     @cached_property
     def _together(self) -> bool:
         """Whether what-ifs have the same scores together as alone: of the two probes each is the first or the last, and one the most unlike."""
-        return self._agrees(lambda: self._reruns.full(self._probes), self._alone)
+        return not self._reruns.decided and self._agrees(lambda: self._reruns.full(self._probes), self._alone)
 
     @cached_property
     def _short_together(self) -> bool:

@@ -33,6 +33,9 @@ class Reruns:
         call: The sample alone, or as many copies of it as the model needs.
         source: The layer, or the names of the inputs, that will be changed.
         read: From an output, and how many rows it has, to their scores.
+
+    Attributes:
+        decided: Whether a number of what is changed decides what runs; known after `record`. Of many rows it would be one for all.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Reruns:
         self._names = () if isinstance(source, Layer) else source
         self.copies = call.batch
         self.rounding = 0.0
+        self.decided = False
         self._calls: dict[Key, ModuleCall] = {}
         self._tap: Tap
         self._tapped: ModuleCall | None = None
@@ -106,7 +110,7 @@ class Reruns:
             with recording.watch(memory), self._taps.observe(self.copies, source):
                 output = memory.call.run(self._model)
             scores = self._read(output, self.copies)
-        self._calls = recording.calls
+        self._calls, self.decided = recording.calls, bool(recording.taint.numbers)
         self.rounding = max(map(rounding, [*self._model.parameters(), scores]))
         return scores
 

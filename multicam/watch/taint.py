@@ -46,6 +46,7 @@ class Taint(TorchDispatchMode):
         self._addresses: dict[int, StorageWeakRef] = {}  # while they are there, no other memory has the address
         self._escaped = 0
         self.decided = False  # whether any value became a number or a shape, of marked things or not
+        self.numbers = 0  # the colours of what became a number, by which a branch may be taken for all rows at once
         self._exits: _Exits | None = None  # only in a pass, as it is a cycle
 
     def know(self, tensors: Iterable[Tensor]) -> None:
@@ -118,11 +119,12 @@ class Taint(TorchDispatchMode):
         for x in written:
             self.writing(x)
         returned = func(*args, **kwargs)
-        leaked = torch.Tag.dynamic_output_shape in func.tags or any(
-            isinstance(x, bool | int | float | complex) or (isinstance(x, Tensor) and not has_memory(x))
-            for x in tree_leaves(returned)
-        )
+        found = tree_leaves(returned)
+        number = any(isinstance(x, bool | int | float | complex) for x in found)
+        hidden = any(isinstance(x, Tensor) and not has_memory(x) for x in found)
+        leaked = torch.Tag.dynamic_output_shape in func.tags or number or hidden
         self.decided |= leaked
+        self.numbers |= colours if number else 0
         if not colours:
             self._paint(returned, 0)
             return returned
@@ -157,6 +159,7 @@ class _Exits(TorchFunctionMode):
         if func in self.WAYS:
             self._taint.decided = True
             if colours := self._taint.colours(args[0]):
+                self._taint.numbers |= colours
                 self._taint.escape(colours)
         return func(*args, **(kwargs or {}))
 

@@ -162,6 +162,11 @@ class Trace:
         return self.scorer.target
 
     @property
+    def decides(self) -> bool:
+        """Whether a number of a tensor decides what runs, as far as it was seen."""
+        return self._memory.decides
+
+    @property
     def sites(self) -> dict[str, "Site"]:
         """What each layer did, by the caller's name for it."""
         # Made on request: sites that the trace itself kept would hold its graph in memory by a reference cycle.

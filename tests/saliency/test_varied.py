@@ -34,6 +34,10 @@ class Company(nn.Module):
                 return h - h.mean(0)
             case "samples":  # a row of another sample, told by its first number, is what disturbs
                 return h - h * (x[:, 0, 0] > 0.5).any() * (x[:, 0, 0] < 0.5)[:, None]
+            case "branch":
+                return h if x.mean() > 0.4 else -h
+            case "other branch":
+                return h if self.head.bias.sum() < 100 else -h
             case "one row":
                 return self.head(x.squeeze(0).flatten()[None]).tanh()
             case _:
@@ -124,3 +128,14 @@ def test_rows_of_samples_that_meet_later_are_tried_alone_then() -> None:
         found = varied.gradients(samples, {"x": rows[part]})["x"]
         torch.testing.assert_close(found, alone(model, rows[part]))
     assert varied.apart
+
+
+@pytest.mark.parametrize("how", ["branch", "other branch"])
+def test_a_number_that_decides_for_all_rows_lets_each_run_alone(how: str) -> None:
+    torch.manual_seed(0)
+    model, x = Company(how).double().eval(), torch.rand(1, 2, 3, dtype=torch.float64)
+    model.head.weight.data.abs_()
+    varied = Varied(Trace(model, x, {}, 1), ["x"], CHANGED)
+    rows = torch.linspace(1, 0.3, 9, dtype=torch.float64)[:, None, None] * torch.ones(2, 3)
+    torch.testing.assert_close(varied.gradients([0] * 9, {"x": rows})["x"], alone(model, rows))
+    assert varied.apart == (how == "branch")

@@ -200,17 +200,19 @@ def test_tensors_that_share_memory_are_put_back_together() -> None:
     assert changed_by(lambda model, _: [x.data.add_(1) for x in model.buffers()], **parts) == []
 
 
-def test_memory_that_is_freed_in_the_pass_is_there_again() -> None:
-    def free(model: Writing, _: Tensor) -> None:
-        model.large.untyped_storage().resize_(0)
-        model.small.untyped_storage().resize_(0)
+@pytest.mark.parametrize("size", [0, 50000])
+def test_memory_that_is_freed_or_grows_in_the_pass_is_there_again_as_it_was(size: int) -> None:
+    def resize(model: Writing, _: Tensor) -> None:
+        model.large.untyped_storage().resize_(size)
+        model.small.untyped_storage().resize_(size)
 
-    model = Writing(free)
+    model = Writing(resize)
     values = [model.large.clone(), model.small.clone()]
     for _ in range(2):
         with undisturbed(model, graph=False, call=Inputs(torch.rand(SIDES))) as memory:
             memory.call.run(model)
-    assert torch.equal(model.large, values[0]) and torch.equal(model.small, values[1])
+    for x, before in zip((model.large, model.small), values, strict=True):
+        assert torch.equal(x, before) and x.untyped_storage().nbytes() == before.untyped_storage().nbytes()
 
 
 def test_memory_that_is_elsewhere_is_left_there() -> None:

@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multicam.watch.module_calls import ModuleCall, Rows, alike, confirmed, every_call, rounding, skipping, where, within
+from multicam.watch.module_calls import (
+    ModuleCall,
+    Rows,
+    alike,
+    confirmed,
+    every_call,
+    rounding,
+    skipping,
+    where,
+    within,
+)
 from tests.helpers.counting import counted
 
 LAYOUTS = [(1, False), (3, False), (3, True)]

@@ -712,3 +712,15 @@ def test_a_model_that_takes_no_values_of_ours_is_proved_by_those_that_are_asked_
     for n in (1, MANY):
         expected = model(rows[:n], y[1:].expand(n, -1))[:, 1].detach()
         assert_scores(trace.rescore({"p": rows[:n]}, 1), expected)
+
+
+def test_a_branch_that_one_row_of_many_takes_alone() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1) * (2 if x.mean() > 0 else -1)
+
+    model, rows = Branching().eval(), torch.ones(9, 1, 2, 2)
+    rows[4] = -1  # neither first nor last, and among others it has no extreme score
+    rows[4, 0, 0, 1] = 1
+    expected = torch.cat([model(row[None])[:, 1] for row in rows])
+    torch.testing.assert_close(Trace(model, torch.ones(1, 1, 2, 2), {}, 1).rescore({"x": rows}), expected)
