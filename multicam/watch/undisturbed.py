@@ -85,13 +85,14 @@ def undisturbed(
         MulticamError: If the model has parameters without values, or made under `torch.inference_mode()`.
     """
     modules = list(model.modules())
-    _refuse_parameters(model)
+    parameters = dict(_parameters(modules))
+    _refuse_parameters(model, parameters.values())
     with alone():
         before = _Before()
         try:
             # Twice the same, for an interrupt that comes while things are put back.
             with before:
-                memory = before.set_up(model, modules, graph, call, part)
+                memory = before.set_up(model, modules, parameters, graph, call, part)
                 with memory:
                     if graph is not None:
                         torch._C._set_grad_enabled(graph)
@@ -147,7 +148,13 @@ class _Before:
         self.changed = tuple(self._outside.changed()) if self._outside else ()
 
     def set_up(
-        self, model: nn.Module, modules: list[nn.Module], graph: bool | None, call: Inputs | None, part: Hashable
+        self,
+        model: nn.Module,
+        modules: list[nn.Module],
+        parameters: dict[str, nn.Parameter],
+        graph: bool | None,
+        call: Inputs | None,
+        part: Hashable,
     ) -> Memory:
         """Note everything, and put the model into the state of a quiet pass."""
         if graph is not None and torch.is_inference_mode_enabled():
@@ -157,7 +164,6 @@ class _Before:
         training = [module for module in modules if module.training]
         self._undo.append(partial(_set_training, training, True))
         _set_training(training, False)
-        parameters = dict(_parameters(modules))
         random_states = _random_states({p.device for p in parameters.values()})
         self._undo += random_states
         others = {name: leaf for name, leaf in (call.leaves if call else {}).items() if not isinstance(leaf, Tensor)}
@@ -249,14 +255,17 @@ def _parameters(modules: Iterable[nn.Module]) -> Iterator[tuple[str, nn.Paramete
                 yield f"{place}.{name}", parameter
 
 
-def _refuse_parameters(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, UninitializedParameter):
+def _refuse_parameters(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
+        lazy = isinstance(parameter, UninitializedParameter)
+        if not lazy and not parameter.is_inference():
+            continue
+        name = next(name for name, other in model.named_parameters() if other is parameter)
+        if lazy:
             raise MulticamError(f"parameter {name} has no values yet (run the model once), so nothing can be explained")
-        if parameter.is_inference():
-            raise MulticamError(
-                f"parameter {name} was made under torch.inference_mode(), which rules out gradients; make the model outside"
-            )
+        raise MulticamError(
+            f"parameter {name} was made under torch.inference_mode(), which rules out gradients; make the model outside"
+        )
 
 
 def _told(model: nn.Module, names: Iterable[str]) -> str:
