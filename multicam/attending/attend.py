@@ -17,7 +17,15 @@ from multicam.watch.reshape import Tokens
 from multicam.watch.saved import retried
 from multicam.watch.undisturbed import alone, module_by_module, module_paths, undisturbed, unwrapped
 
-_OPEN = local()  # the blocks of a thread that have begun, in order: switches and modes are put back one in another
+
+class _Open(local):
+    """The blocks of a thread that have begun, in order: switches and modes are put back one in another."""
+
+    def __init__(self) -> None:
+        self.blocks: list[ExitStack] = []
+
+
+_OPEN = _Open()
 
 
 @contextmanager
@@ -66,7 +74,7 @@ def record_attention(
         if gradients:
             stack.enter_context(_graph_from_the_start(inner))
         stack.enter_context(assembling.watch(gradients))
-        _OPEN.blocks = [*getattr(_OPEN, "blocks", ()), stack]
+        _OPEN.blocks = [*_OPEN.blocks, stack]
         try:
             yield record
         finally:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from multicam.call.inputs import Inputs
-from multicam.errors import MulticamError, unknown
+from multicam.errors import MulticamError, out_of_memory, unknown
 from multicam.watch.attributes import Attributes
 from multicam.watch.backward import in_common_layouts
 from multicam.watch.memory import Memory
-from multicam.watch.module_calls import alike, tensors_of
+from multicam.watch.module_calls import FAILURES, alike, tensors_of
 from multicam.watch.outside import Outside
 from multicam.watch.recurrent import without_cudnn
 from multicam.watch.switches import Switches
@@ -311,9 +311,14 @@ def _doubt(model: nn.Module, call: Inputs, changed: tuple[str, ...], *, always: 
 
 def _differs(model: nn.Module, call: Inputs) -> bool:
     found = []
-    for _ in range(2):
-        with undisturbed(model, graph=False, call=call, part="twice") as memory:
-            found.append([memory.apart(x) for x in tensors_of(memory.call.run(model)).values()])
+    try:
+        for _ in range(2):
+            with undisturbed(model, graph=False, call=call, part="twice") as memory:
+                found.append([memory.apart(x) for x in tensors_of(memory.call.run(model)).values()])
+    except FAILURES as error:
+        if out_of_memory(error):
+            raise
+        return False  # the pass ran a part of what it was lent, and the model does not run all of it
     return len(found[0]) != len(found[1]) or not all(
         x.shape == y.shape and alike(x, y) for x, y in zip(*found, strict=True)
     )

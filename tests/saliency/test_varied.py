@@ -134,8 +134,9 @@ def test_rows_of_samples_that_meet_later_are_tried_alone_then() -> None:
 def test_a_number_that_decides_for_all_rows_lets_each_run_alone(how: str) -> None:
     torch.manual_seed(0)
     model, x = Company(how).double().eval(), torch.rand(1, 2, 3, dtype=torch.float64)
-    model.head.weight.data.abs_()
+    model.head.weight.data[1] = torch.tensor([0.4, 0.1, 0.1, 0.1, 0.1, 0.1])
     varied = Varied(Trace(model, x, {}, 1), ["x"], CHANGED)
-    rows = torch.linspace(1, 0.3, 9, dtype=torch.float64)[:, None, None] * torch.ones(2, 3)
+    rows = torch.linspace(0.5, 0.9, 9, dtype=torch.float64)[:, None, None] * torch.ones(2, 3)
+    rows[4] = torch.tensor([[1.8, 0, 0], [0, 0, 0]])  # of another branch alone, and with a score amid the others
     torch.testing.assert_close(varied.gradients([0] * 9, {"x": rows})["x"], alone(model, rows))
     assert varied.apart == (how == "branch")

@@ -635,3 +635,18 @@ def test_players_that_the_score_ignores_have_shares_of_zero(batch: int, players:
         regions = region_contribution(model, inputs, 2, regions=dict.fromkeys(named, 2), **options)
         assert not regions.contribution.shapley.any()
         assert regions.maps.keys() == named
+
+
+@pytest.mark.filterwarnings("ignore:sample . has the score:UserWarning")
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_the_top_class_is_that_of_the_call_as_it_is(batch_size: int) -> None:
+    class Relative(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            both = x + y
+            return both - 0.9 * both.mean(0)
+
+    # Alone, the first sample has class 0 at the top, and beside the second class 1.
+    model, x, y = Relative().eval(), torch.tensor([[2.0, 1.0], [8.0, 1.0]]), torch.ones(2, 2)
+    assert model(x, y).argmax(1).tolist() == [1, 0] and int(model(x[:1], y[:1]).argmax()) == 0
+    found = contribution(model, {"x": x, "y": y}, players=["x", "y"], batch_size=batch_size)
+    torch.testing.assert_close(found.scores, torch.tensor([0.1 * 2, 0.1 * 9]))

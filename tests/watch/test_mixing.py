@@ -284,3 +284,16 @@ def test_what_sees_no_part_never_runs_again_either() -> None:
     with counted(model) as runs:
         mixing([[1], [2]], [0])
     assert set(runs) == {"", "head"}
+
+
+def test_a_branch_by_all_rows_lets_each_run_alone() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            both = x + y
+            return both * (2 if both.mean() > 0 else -1)
+
+    # Alone, both rows of the proof take the branch that all rows take together, and the second row that is asked for does not.
+    model, x, y = Branching().eval(), torch.tensor([[5.0], [-1.0], [0.0]]), torch.tensor([[0.0], [5.0], [0.0]])
+    inputs, parts, read = Inputs(x, y).bind(model), [["x"], ["y"]], lambda output, rows: output[:, 0]
+    mixing = Mixing(model, inputs, parts, read, 2, Singly(model, inputs, parts, read, 2))
+    assert mixing([[0, 1], [2, 2]], [0, 1]).tolist() == [10.0, 1.0]

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_sequence
 from multicam.call.inputs import Inputs
 from multicam.call.targets.scores import ClassScore
 from multicam.errors import MulticamError
-from multicam.watch.rows import settled
+from multicam.watch.rows import any_reading, settled
 
 WORDS = {"a cat": 1.0, "a dog": 2.0, "no": 3.0}
 
@@ -377,3 +377,11 @@ def test_filling_that_is_no_number_compares_as_what_it_is() -> None:
 
     model = Told(filled)
     assert list(settled(model, Inputs(torch.rand(2, 3, 8, 8), [3, 1]).bind(model)).listed) == ["x"]
+
+
+def test_of_one_sample_alone_all_readings_are_the_same() -> None:
+    call = Inputs(torch.rand(1, 2), [3], (True,))
+    assert call.undecided and not any_reading(call).undecided
+    assert any_reading(call).take([0]).args[1:] == ([3], (True,))
+    several = Inputs(torch.rand(2, 2), [3, 4])
+    assert any_reading(several).undecided

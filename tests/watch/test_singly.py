@@ -1,6 +1,6 @@
 """Mixed rows that run alone have the scores of plain passes of one row, whatever the model makes of a batch."""
 
-from itertools import product
+from itertools import count, product
 
 import pytest
 import torch
@@ -88,3 +88,21 @@ def test_a_row_that_is_one_of_the_call_in_all_that_matters_does_not_run() -> Non
     assert not counts
     torch.testing.assert_close(found, plain[[1, 0]] + offset[:2])
     torch.testing.assert_close(mixing([[0], [0]], [2]), 2 * plain[:1] + offset[2])
+
+
+def test_a_state_of_somebody_elses_that_only_a_mixed_row_changes_is_no_reason_to_run_all_rows_together() -> None:
+    passes, seen = count(1), {"late": 0}
+
+    class Bag(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            if len(x) != 1:
+                raise ValueError("exactly one bag")
+            seen["late"] += next(passes) == 5  # the first of a mixed row: two passes looked whether two differ
+            return x * y
+
+    model = Bag().eval()
+    inputs = Inputs(torch.rand(2, 2), torch.rand(2, 2)).bind(model)
+    mixing = Singly(model, inputs, [["x"], ["y"]], lambda output, rows: output[:, 1], 1)
+    x, y = inputs.args
+    torch.testing.assert_close(mixing([[0], [1]], [0]), (x[:1] * y[1:])[:, 1])
+    assert seen["late"] == 1
