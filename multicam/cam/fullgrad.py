@@ -143,9 +143,10 @@ def full_gradients(
         return x.clone()  # and into what its layers return
 
     # The last of these is for models that cannot be trained as they are: they write into what backward will need.
-    with undisturbed(model, graph=True), allow_mutation_on_saved_tensors():
+    part = ("full gradients", *taps.names, *names)
+    with undisturbed(model, graph=True, call=call, part=part) as memory, allow_mutation_on_saved_tensors():
         with taps.observe(call.batch, record) as seen:
-            returned = call.own().map(with_gradient).run(model)
+            returned = memory.call.map(with_gradient).run(model)
         scorer = Scorer(target, output)
         picked = select_output(returned, output)
         pinned = scorer.pinned(picked)

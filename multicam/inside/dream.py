@@ -121,8 +121,10 @@ def activation_maximization(
     generator = Generator().manual_seed(seed)
     inner = unwrapped(model)
     call = Inputs.of(inputs).bind(inner)  # refuses what no pass can take, before one begins
-    with undisturbed(inner, graph=True):
-        objective = Objective.of(inner, call, onto, layer=layer, channel=channel, at=at, target=target, output=output)
+    with undisturbed(inner, graph=True, call=call, part="dream") as memory:
+        objective = Objective.of(
+            inner, memory, call, onto, layer=layer, channel=channel, at=at, target=target, output=output
+        )
         limits = Bounds.of(bounds, objective.example)
         written = PARAMETERIZATIONS[parameterization](objective.example)
         noise = torch.randn(written.shape, generator=generator).to(objective.example)
@@ -199,8 +201,8 @@ def deep_dream(
     generator = Generator().manual_seed(seed)
     inner = unwrapped(model)
     call = Inputs.of(inputs).bind(inner)
-    with undisturbed(inner, graph=True):
-        objective = Objective.of(inner, call, onto, layer=layer, channel=channel)
+    with undisturbed(inner, graph=True, call=call, part="dream") as memory:
+        objective = Objective.of(inner, memory, call, onto, layer=layer, channel=channel)
         if len(objective.labels) > 1:
             raise MulticamError(f"deep_dream takes one channel, or None for all of them, not {channel!r}")
         limits = Bounds.of(bounds, objective.example)

@@ -57,7 +57,7 @@ def feature_maps(
 def _observed(model: nn.Module, inputs: Any, layers: Mapping[str, LayerLike]) -> dict[str, Tensor]:
     if not layers:
         raise MulticamError("no layer to look at; list_layers(model, inputs) shows those there are")
-    call = Inputs.of(inputs).bind(model).own()
+    call = Inputs.of(inputs).bind(model)
     batch = call.batch
     found: dict[int, Tensor] = {}
 
@@ -66,8 +66,8 @@ def _observed(model: nn.Module, inputs: Any, layers: Mapping[str, LayerLike]) ->
         return x
 
     taps = Taps(model, list(layers.values()))
-    with undisturbed(model, graph=False), taps.observe(batch, keep):
-        call.run(model)
+    with undisturbed(model, graph=False, call=call) as memory, taps.observe(batch, keep):
+        memory.call.run(model)
     return {name: found[i] for i, name in enumerate(layers)}
 
 
@@ -118,7 +118,7 @@ class Kernels:
 def kernels(layer: nn.Module) -> Kernels:
     """The kernels of a convolution, as a copy in float32 (float64 where the layer's are).
 
-    They are the weights that the layer really convolves with, which the layer is run once on zeros to see: of a
+    They are the weights that the layer really convolves with, which the layer is run once on ones to see: of a
     normalised, parametrised or standardised convolution (`weight_norm`, timm's `StdConv2d`) they differ from its parameters.
 
     Args:
@@ -139,10 +139,12 @@ def kernels(layer: nn.Module) -> Kernels:
     layer = unwrapped(layer)
     if not isinstance(layer, _Convolution):
         raise MulticamError(f"kernels are those of a convolution, and {_instead_of(layer)}")
-    with undisturbed(layer, graph=False):
+    with undisturbed(layer, graph=False):  # a weight may be computed whenever it is asked for
+        call = Inputs(_ones(layer))
+    with undisturbed(layer, graph=False, call=call) as memory:
         try:
             with Convolved() as seen:
-                layer(_zeros(layer))
+                memory.call.run(layer)
         except (RuntimeError, TypeError, ValueError) as error:
             if out_of_memory(error):
                 raise
@@ -155,11 +157,11 @@ def kernels(layer: nn.Module) -> Kernels:
         return Kernels(weights.to(torch.promote_types(weights.dtype, torch.float32), copy=True), groups)
 
 
-def _zeros(layer: _Convolution) -> Tensor:
-    """A sample that is large enough for any kernel and padding of the layer."""
+def _ones(layer: _Convolution) -> Tensor:
+    """A sample that is large enough for any kernel and padding of the layer; what it returns tells whether its weights change."""
     padding = [0] * len(layer.kernel_size) if isinstance(layer.padding, str) else layer.padding
     sides = [d * (k - 1) + 1 + 2 * p for k, d, p in zip(layer.kernel_size, layer.dilation, padding, strict=True)]
-    return layer.weight.new_zeros(1, layer.in_channels, *sides)
+    return layer.weight.new_ones(1, layer.in_channels, *sides)
 
 
 def _instead_of(layer: nn.Module) -> str:

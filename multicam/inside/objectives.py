@@ -15,6 +15,7 @@ from multicam.call.targets.scores import ClassScore
 from multicam.errors import MulticamError
 from multicam.watch.finite import holding
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
+from multicam.watch.memory import Memory
 from multicam.watch.reshape import Reshape, as_it_is
 from multicam.watch.rows import settled
 
@@ -25,6 +26,8 @@ Read = Callable[[Inputs], Tensor]
 class Objective:
     """One number for each of `n` images, each for a purpose of its own. The model must be `undisturbed` around every use.
 
+    Each use runs the model anew: what the one before left in it is put back.
+
     Attributes:
         held: The call, with `n` rows of its first sample.
         input: The name of the input that the images take the place of.
@@ -32,6 +35,7 @@ class Objective:
         dtype: What the model takes of it.
         labels: What each image is for.
         read: From a call of `n` rows to the numbers.
+        memory: That of the pass that all uses are in.
     """
 
     held: Inputs
@@ -40,11 +44,13 @@ class Objective:
     dtype: torch.dtype
     labels: tuple[str, ...]
     read: Read
+    memory: Memory
 
     @classmethod
     def of(
         cls,
         model: nn.Module,
+        memory: Memory,
         inputs: Any,
         onto: str | None,
         *,
@@ -79,7 +85,7 @@ class Objective:
             labels, read = _of_target(model, one, target, output)
         image = call.leaves[name]
         wide = image.to(torch.promote_types(image.dtype, torch.float32))
-        return cls(call.take([0] * len(labels)), name, wide, image.dtype, labels, read)
+        return cls(call.take([0] * len(labels)), name, wide, image.dtype, labels, read, memory)
 
     def __call__(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
         """The numbers, with a graph where the images need one.
@@ -87,6 +93,7 @@ class Objective:
         Raises:
             MulticamError: They have no gradient to the images, or are not finite.
         """
+        self.memory.rewind()  # only now, because the last use's gradient needed what it left
         # A copy, because the model may write into what it is given.
         values = self.read(self.held.own().replace({self.input: images.to(self.dtype, copy=True)}))
         what = ", ".join(dict.fromkeys(self.labels))

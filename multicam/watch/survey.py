@@ -97,7 +97,7 @@ def _watch(model: nn.Module, call: Inputs, source: str | None) -> list[LayerInfo
         # A clone, for a model that writes into its input: it may not write into a leaf that wants a gradient.
         return leaf.requires_grad_().clone() if name == source else leaf
 
-    with undisturbed(model, graph=True), ExitStack() as hooks:
+    with undisturbed(model, graph=True, call=call, part=("layers", source)) as memory, ExitStack() as hooks:
 
         def called(path: str, module: nn.Module, _: Any, output: Any) -> None:
             tap = Tap(Layer(path, call=counts[path]), path, module)
@@ -120,7 +120,7 @@ def _watch(model: nn.Module, call: Inputs, source: str | None) -> list[LayerInfo
             if path:
                 hooks.enter_context(after(module, partial(called, path)))
         seen = hooks.enter_context(grids.watch())  # who comes last is told first
-        call.own().map(with_gradient).run(model)
+        memory.call.map(with_gradient).run(model)
     return [info if counts[info.path] == 1 else replace(info, path=tap.label) for tap, info in found]
 
 

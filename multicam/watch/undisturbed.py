@@ -179,7 +179,8 @@ class _Before:
         self._undo.append(partial(_set_gradients, gradients))
         self._undo.append(memory.restore)
         self._undo.append(attributes.restore)
-        memory.also = [attributes.restore, *random_states]
+        rules = partial(_add_rules, modules if graph else [])
+        memory.also = [attributes.restore, rules, *random_states]
         # Where no graph is made they stay as they are, because PyTorch chooses kernels by what requires a gradient, also under `no_grad`.
         recorded = graph is not None or torch.is_grad_enabled()
         trainable = [p for p in parameters.values() if p.requires_grad and recorded]
@@ -187,9 +188,7 @@ class _Before:
         _require_gradients((p, False) for p in trainable)
         if graph is not None:
             torch.backends.mha.set_fastpath_enabled(False)  # it calls none of the layers of `nn.TransformerEncoder`
-        if graph:
-            without_cudnn(modules)
-            in_common_layouts(modules)
+        rules()
         self._undo.append(Switches().restore)
         if memory.watched:
             self._outside = Outside(modules, attributes.left)
@@ -226,6 +225,12 @@ def _random_states(devices: Iterable[torch.device]) -> list[Callable[[], object]
         partial(random.setstate, random.getstate()),
         partial(np.random.set_state, np.random.get_state()),  # noqa: NPY002 (what models and tools still draw from)
     ]
+
+
+def _add_rules(modules: Iterable[nn.Module]) -> None:
+    """The hooks by which layers run as their gradients need it."""
+    without_cudnn(modules)
+    in_common_layouts(modules)
 
 
 def _set_training(modules: Iterable[nn.Module], training: bool) -> None:

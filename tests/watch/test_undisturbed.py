@@ -260,3 +260,13 @@ def test_a_count_outside_that_changes_no_score_is_no_doubt() -> None:
         with undisturbed(model, True, call=Inputs(x)) as memory:
             memory.call.run(model)
     assert STEPS["n"] == 5
+
+
+def test_layers_run_as_their_gradients_need_it_also_once_states_are_rewound() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.GRU(3, 3))
+    before = [len(module._forward_pre_hooks) for module in model]
+    with undisturbed(model, graph=True) as memory:
+        during = [len(module._forward_pre_hooks) for module in model]
+        memory.rewind()
+        assert [len(module._forward_pre_hooks) for module in model] == during != before
+    assert [len(module._forward_pre_hooks) for module in model] == before
