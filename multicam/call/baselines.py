@@ -39,13 +39,16 @@ def baselines(
         >>> [tensor.std() > 0 for tensor in baselines(inputs, ["0", "depth"], {"0": "blur"}).values()]
         [tensor(True), tensor(False)]
     """
-    if not isinstance(baseline, Mapping):
-        return {name: _of(name, inputs.leaves[name], baseline) for name in names}
-    given = {inputs.name(name): value for name, value in baseline.items()}
+    if isinstance(baseline, Mapping):
+        given = {inputs.name(name): value for name, value in baseline.items()}
+    else:
+        given = dict.fromkeys(names, baseline)
     for name in given:
         if name not in names:
             raise unknown("explained input", name, names)
-    return {name: _of(name, inputs.leaves[name], given.get(name, 0.0)) for name in names}
+    found = {name: _of(name, inputs.leaves[name], given.get(name, 0.0)) for name in names}
+    _refuse_not_finite({f"the baseline of input {name!r}": (x, inputs.leaves[name]) for name, x in found.items()})
+    return found
 
 
 def references_of(
@@ -78,7 +81,7 @@ def references_of(
                 f"the references of input {name!r} must be (n, {', '.join(map(str, shape))}), not {found}"
             )
         known[name] = given.detach().to(call.leaves[name])
-        _refuse_not_finite(f"a reference of input {name!r}", known[name], call.leaves[name])
+    _refuse_not_finite({f"a reference of input {name!r}": (x, call.leaves[name]) for name, x in known.items()})
     counts = {name: len(given) for name, given in known.items()}
     if len(set(counts.values())) > 1:
         raise MulticamError(f"the references must be equally many of every input, not {counts}")
@@ -115,16 +118,22 @@ def _of(name: str, leaf: Tensor, baseline: Baseline) -> Tensor:
     if not (leaf.is_floating_point() or leaf.is_complex() or torch.equal(held.to(given.dtype), given)):
         shown = "that was given" if given.ndim else given.item()
         raise MulticamError(f"input {name!r} is {leaf.dtype}, which cannot hold the baseline {shown}")
-    _refuse_not_finite(f"the baseline of input {name!r}", held, leaf)
     return held.to(leaf.device).expand(leaf.shape).contiguous()  # a model may write into it
 
 
-def _refuse_not_finite(what: str, values: Tensor, leaf: Tensor) -> None:
-    """Refuse values that are not finite for an input that is; one that holds such itself may be missing so."""
-    if not torch.isfinite(values).all() and torch.isfinite(leaf).all():
-        raise MulticamError(
-            f"{what} holds NaN or infinite values in {str(leaf.dtype).removeprefix('torch.')}, and the input none"
-        )
+def _refuse_not_finite(given: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Refuse values that are not finite for inputs that are; one that holds such itself may be missing so.
+
+    Args:
+        given: The values and the input that they are for, by what they are.
+    """
+    bad = [
+        f"{what} holds NaN or infinite values in {str(leaf.dtype).removeprefix('torch.')}, and the input none"
+        for what, (values, leaf) in given.items()
+        if not torch.isfinite(values).all() and torch.isfinite(leaf).all()
+    ]
+    if bad:
+        raise MulticamError("; ".join(bad))
 
 
 def _mean(image: Tensor) -> Tensor:

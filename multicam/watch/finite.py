@@ -132,10 +132,12 @@ class Asked:
         one = self._one(sample)
         rows = {name: x for name, x in values.items() if one is None or not _same(x, one.call.leaves.get(name))}
         alone = {name: self.fails({name: x}, sample) if len(rows) > 1 else None for name, x in rows.items()}
-        names = [name for name in rows if alone[name]][:1] or list(rows) or list(values)
-        together = " together" * (len(names) > 1 and all(fails is False for fails in alone.values()))
-        who = " and ".join(_told(name, values[name], how) for name in names) + together
-        advice = one._advice(names, values, how) if one and how.baseline is not None else how.advice
+        names = [name for name in rows if alone[name]] or list(rows) or list(values)
+        apart = all(alone.get(name) for name in names)
+        how_many = " together" * all(fails is False for fails in alone.values()) or ", each alone," * apart
+        who = " and ".join(_told(name, values[name], how) for name in names) + how_many * (len(names) > 1)
+        known = {name: values[name] for name in names}
+        advice = one._advice(known, apart or len(names) == 1, how) if one and how.baseline is not None else how.advice
         return MulticamError(f"with {who} the score of sample {sample} is {value}: {advice}")
 
     def fails(self, values: Mapping[str, Any], sample: int) -> bool | None:
@@ -163,30 +165,42 @@ class Asked:
                 raise
             return None
 
-    def _advice(self, names: Sequence[str], values: Mapping[str, Any], how: How) -> str:
-        """The way out of a baseline: of others, with which this sample was tried, the one that changes the score least.
+    def _advice(self, values: Mapping[str, Any], apart: bool, how: How) -> str:
+        """The way out of baselines: of others the one for each input with which this sample's score changes least.
 
         At a constant, a spread is often not zero but what rounding leaves of it, and the score is finite and means nothing.
+
+        Args:
+            values: The inputs at fault, as they are at their baselines.
+            apart: Whether each is at fault alone.
+            how: What was done to them.
         """
-        name, others = names[0], "a tensor that the model takes" + ", or references=… of real inputs" * how.references
-        found, tried, unchanged = {}, [], self._score({})
-        if len(names) == 1 and isinstance(values[name], Tensor) and unchanged is not None:
-            leaf, given = self.call.leaves[name], _plain(how.given(name))
-            kept = values[name].to(leaf) == leaf
-            for other in (other for other in BASELINES if isinstance(given, Tensor) or other != given):
-                try:
-                    row = torch.where(kept, leaf, baselines(self.call, [name], other)[name])
-                except MulticamError:  # this input can have no such baseline
-                    continue
-                score = self._score({name: row})
-                if score is not None and isfinite(score):
-                    found[repr(other)] = abs(score - unchanged)
-                tried.append(repr(other))
-        if found:
-            best = min(found, key=found.__getitem__)
-            return f"the model is not defined there; give another baseline, such as baseline={{{name!r}: {best}}}"
-        nor = f", nor at {', '.join(tried)}" if tried else ""
+        changes = {name: self._changes(name, row, how.given(name)) if apart else {} for name, row in values.items()}
+        best = {name: min(found, key=found.__getitem__) for name, tried in changes.items() if (found := _finite(tried))}
+        if len(best) == len(values):
+            shown = ", ".join(f"{name!r}: {other}" for name, other in best.items())
+            return f"the model is not defined there; give another baseline, such as baseline={{{shown}}}"
+        others = "a tensor that the model takes" + ", or references=… of real inputs" * how.references
+        tried = [other for name, each in changes.items() if name not in best for other in each]
+        nor = f", nor at {', '.join(dict.fromkeys(tried))}" if tried else ""
         return f"the model is not defined there{nor}; give another baseline, {others}"
+
+    def _changes(self, name: str, row: Any, baseline: Any) -> dict[str, float | None]:
+        """By how much the score of this one sample changes with each other baseline of an input; None where there is none."""
+        unchanged, given = self._score({}), _plain(baseline)
+        if unchanged is None or not isinstance(row, Tensor):
+            return {}
+        leaf = self.call.leaves[name]
+        kept = row.to(leaf) == leaf
+        found: dict[str, float | None] = {}
+        for other in (other for other in BASELINES if isinstance(given, Tensor) or other != given):
+            try:
+                instead = torch.where(kept, leaf, baselines(self.call, [name], other)[name])
+            except MulticamError:  # this input can have no such baseline
+                continue
+            score = self._score({name: instead})
+            found[repr(other)] = None if score is None else abs(score - unchanged)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,24 +305,30 @@ def shown(value: Tensor) -> str:
 
 
 def holding(call: Inputs, sample: int) -> str:
-    """Which input holds NaN, or else an infinite value, in words; nothing where none does.
+    """Which inputs hold NaN, or else infinite values, in words; nothing where none does.
 
     Args:
         call: The call.
         sample: The sample whose values are looked at before those of the others.
     """
     for kind, test in (("NaN", torch.isnan), ("infinite values", torch.isinf)):
+        found = []
         for name, leaf in call.leaves.items():
             if (
                 isinstance(leaf, Tensor)
                 and (leaf.is_floating_point() or leaf.is_complex())
                 and (bad := test(leaf)).any()
             ):
-                if name not in call.batched:
-                    return f"input {name!r} holds {kind}"
-                rows = bad.reshape(len(bad), -1).any(1)
-                return f"input {name!r} holds {kind} in sample {sample if rows[sample] else int(rows.nonzero()[0])}"
+                rows = bad.reshape(len(bad), -1).any(1) if name in call.batched else None
+                where = "" if rows is None else f" in sample {sample if rows[sample] else int(rows.nonzero()[0])}"
+                found.append(f"input {name!r} holds {kind}{where}")
+        if found:
+            return " and ".join(found)
     return ""
+
+
+def _finite(numbers: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: number for name, number in numbers.items() if number is not None and isfinite(number)}
 
 
 def _plain(value: Any) -> Any:

@@ -142,6 +142,9 @@ def test_what_is_not_finite_stands_for_nothing_only_in_an_input_that_holds_such(
         ):
             baselines(Inputs(x=x), ["x"], baseline)
         assert not baselines(Inputs(x=missing), ["x"], baseline)["x"].isfinite().any()
+    both = "the baseline of input 'x' holds .*; the baseline of input 'y' holds NaN or infinite values in float32, and the input none"
+    with pytest.raises(MulticamError, match=both):
+        baselines(Inputs(x=x, y=x, z=missing), ["x", "y", "z"], float("nan"))
     with pytest.raises(MulticamError, match="holds NaN or infinite values in float16"):
         baselines(Inputs(x=x.half()), ["x"], 1e6)
     for word in ("mean", "blur"):

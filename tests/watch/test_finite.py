@@ -78,6 +78,10 @@ def test_finite_scores_and_gradients_are_handed_out(model: Callable[[], nn.Modul
             "the score of sample 1 is NaN: input 'rgb' holds NaN in sample 1; fill in",
         ),
         ({"rgb": torch.full((1, 3, 6, 6), torch.inf)}, "input 'rgb' holds infinite values in sample 1"),
+        (
+            {"rgb": torch.full((1, 3, 6, 6), torch.nan), "depth": torch.full((1, 1, 6, 6), torch.nan)},
+            "is NaN: input 'rgb' holds NaN in sample 1 and input 'depth' holds NaN in sample 1; fill in",
+        ),
     ],
 )
 def test_the_unchanged_call_names_inputs_that_hold_nan(two: dict[str, Tensor], change: Any, message: str) -> None:
@@ -122,6 +126,25 @@ def test_a_what_if_names_the_input_and_a_baseline_that_does(
         trace.rescore(values, 1, How(baseline=0.0))
     better = {"depth": torch.cat([two["depth"][1:], 0.3 * two["depth"][1:]])}
     assert trace.rescore(better, 1, How(baseline={"depth": 0.1})).isfinite().all()
+
+
+class Spreads(nn.Module):
+    """Divides each input by its own spread."""
+
+    def forward(self, rgb: Tensor, depth: Tensor, mask: Tensor) -> Tensor:
+        each = [x.mean((1, 2, 3)) / x.std((1, 2, 3)) for x in (rgb, depth)]
+        return torch.stack([sum(each, mask.mean((1, 2, 3)))] * 2, 1)
+
+
+def test_all_inputs_that_are_at_fault_alone_are_named_each_with_a_baseline_that_does(two: dict[str, Tensor]) -> None:
+    trace = Trace(Spreads(), two | {"mask": two["depth"]}, {}, 0)
+    gone = {name: zeros(x) for name, x in trace.inputs.leaves.items()}
+    told = (
+        r"with input 'rgb' at its baseline 0.0 and input 'depth' at its baseline 0.0, each alone, the score of sample 0 is NaN: .* "
+        r"such as baseline=\{'rgb': 'blur', 'depth': 'blur'\}"
+    )
+    with pytest.raises(MulticamError, match=told):
+        trace.rescore(gone, 0, How(baseline=0.0))
 
 
 def test_inputs_that_are_at_fault_together_are_both_named(two: dict[str, Tensor]) -> None:
