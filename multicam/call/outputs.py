@@ -1,6 +1,6 @@
-"""What to say of a model's output that is no tensor."""
+"""What a model's output is that is no tensor: one item for each sample or not, and what to say of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +32,26 @@ def has_tensor(output: Any) -> bool:
         (True, False)
     """
     return any(isinstance(leaf, Tensor) for leaf in leaves(output).values())
+
+
+def by_sample(output: Any, samples: int) -> bool:
+    """Whether an output is a list with one item for each sample, as detectors return it.
+
+    As many heads or levels as there are samples are none, if each has a row for each of them. Nothing else tells these from as many tables of as
+    many rows each, which are rare; detections have `boxes`.
+
+    Example:
+        >>> import torch
+        >>> heads, vectors = [torch.rand(2, 5), torch.rand(2, 3)], [torch.rand(2), torch.rand(2)]
+        >>> by_sample(heads, 2), by_sample(vectors, 2), by_sample([{"boxes": torch.rand(2, 4)}] * 2, 2)
+        (False, True, True)
+    """
+    if not isinstance(output, list) or len(output) != samples:
+        return False
+    if samples == 1 or all(isinstance(item, Mapping) and "boxes" in item for item in output):
+        return True
+    tensors = [leaf for leaf in leaves(output).values() if isinstance(leaf, Tensor)]
+    return not tensors or any(x.ndim < 2 or len(x) != samples for x in tensors)
 
 
 def unpicked(output: Any) -> str:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from multicam.call.outputs import has_tensor, unpicked
+from multicam.call.outputs import by_sample, has_tensor, unpicked
 from multicam.call.targets.scores import ClassScore, Target, TopClass
 from multicam.call.tree import leaves, rebuild, resolve
 from multicam.errors import MulticamError, out_of_memory
@@ -82,7 +82,7 @@ def turned(output: Any, batch: int) -> Any:
         >>> turned({"logits": torch.tensor([1, 2]), "scale": 3}, 2)
         {'logits': tensor([2, 1]), 'scale': 3}
     """
-    if isinstance(output, list) and len(output) == batch:
+    if by_sample(output, batch):
         return output[::-1]
     return rebuild(
         output,

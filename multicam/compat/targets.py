@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from multicam.call.outputs import by_sample
 from multicam.call.targets.scores import ClassScore, Target
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError
@@ -202,8 +203,8 @@ def chosen(target: Target, batch: int) -> list[Callable[[Any], Tensor]] | None:
 class PerImage:
     """One target for each image of a batch, each called with the output for its image.
 
-    The output for an image is its row of every tensor in the output, in the same containers. A list with as many
-    items as images, as detectors return it, is one output for each image.
+    The output for an image is its row of every tensor in the output, in the same containers. A list with one item
+    for each image, as detectors return it, is one output for each image, see `by_sample`.
     """
 
     targets: tuple[Callable[[Any], Tensor], ...]
@@ -211,11 +212,7 @@ class PerImage:
     def __call__(self, output: Any) -> Float[Tensor, " b"]:
         """The scores `(b,)`."""
         batch = len(self.targets)
-        each = (
-            output
-            if isinstance(output, list) and len(output) == batch
-            else [_row(output, i, batch) for i in range(batch)]
-        )
+        each = output if by_sample(output, batch) else [_row(output, i, batch) for i in range(batch)]
         return torch.stack([scalar(target, target(one)) for target, one in zip(self.targets, each, strict=True)])
 
     def take(self, samples: Sequence[int]) -> "PerImage":

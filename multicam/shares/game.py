@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from multicam.call.baselines import Baseline, baselines, references_of
 from multicam.call.inputs import Inputs, as_names
+from multicam.call.outputs import by_sample
 from multicam.call.scorer import OutputLike, Scorer, TargetLike, select_output
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError, at_least_one, unknown
@@ -241,7 +242,7 @@ class Game(Scored):
         """What the model returned for the samples themselves, without that for what replaces them."""
         apart, each = self._apart
         rows = self.batch + (self.batch if apart else 1) * each
-        if isinstance(output, list) and len(output) == rows:
+        if by_sample(output, rows):
             return output[: self.batch]  # detections, sample by sample
         return rebuild(
             output, lambda _, x: x[: self.batch] if isinstance(x, Tensor) and x.ndim and len(x) == rows else x

@@ -31,6 +31,12 @@ def test_a_scorer_picks_then_scores() -> None:
     assert repr(scorer) == "Scorer(ClassScore(index=1), 'logits')"
 
 
+def test_samples_are_turned_in_every_head_also_where_there_are_as_many_heads_as_samples() -> None:
+    heads, found = [LOGITS, -LOGITS], [{"boxes": LOGITS}, {"boxes": -LOGITS}]
+    assert all(torch.equal(a, b) for a, b in zip(turned(heads, 2), [LOGITS.flip(0), -LOGITS.flip(0)], strict=True))
+    assert turned(found, 2) == found[::-1]
+
+
 def test_what_a_target_chose_stays_chosen_and_follows_its_sample() -> None:
     chosen = Scorer(None, 0).pinned(LOGITS)
     assert chosen.of((-LOGITS,), 2).tolist() == [-4.0, -3.0]

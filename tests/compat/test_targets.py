@@ -107,3 +107,16 @@ def test_methods_without_a_target_take_any_output(name: str) -> None:
     model, plain, x = seeded(Odd), seeded(Net), images(2, 3, 16, 16)
     expected = getattr(compat, name)(plain, [plain.third])(x)
     assert np.array_equal(getattr(compat, name)(model, [model.third])(x), expected) and expected.any()
+
+
+def test_as_many_heads_as_images_are_no_list_of_images() -> None:
+    class Heads(Net):
+        def forward(self, x: Tensor) -> Any:
+            scores = super().forward(x)
+            return [scores, -scores]
+
+    model, x = seeded(Heads), images(3, 3, 16, 16)
+    plain = seeded(Net)
+    found = hires(model, model.third)(x[:2], [lambda heads: heads[0][3], lambda heads: heads[0][4]])
+    expected = hires(plain, plain.third)(x[:2], [lambda row: row[3], lambda row: row[4]])
+    np.testing.assert_allclose(found, expected, atol=1e-6)

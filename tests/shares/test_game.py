@@ -134,6 +134,20 @@ def test_each_sample_has_its_own_class_that_of_the_unchanged_inputs() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_as_many_heads_as_samples_and_what_replaces_them_are_no_list_of_samples() -> None:
+
+    class Heads(Fusion):
+        def forward(self, rgb: Tensor, depth: Tensor, texture: Tensor) -> Any:
+            scores = super().forward(rgb, depth, texture)
+            return [scores, -scores, scores + 1]
+
+    inputs = fusion_inputs(2)
+    expected = contribution(seeded(Fusion), inputs, None)
+    for output in (-1, 2, lambda heads: heads[-1]):
+        found = contribution(seeded(Heads), inputs, None, output=output)
+        torch.testing.assert_close(found.shapley, expected.shapley, rtol=1e-4, atol=1e-6)
+
+
 def test_a_player_that_the_score_ignores_is_found_out_and_encoders_run_once() -> None:
     class Deaf(Fusion):
         def forward(self, rgb: Tensor, depth: Tensor, texture: Tensor) -> Tensor:
