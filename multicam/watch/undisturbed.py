@@ -179,7 +179,7 @@ class _Before:
         self._undo.append(partial(_set_gradients, gradients))
         self._undo.append(memory.restore)
         self._undo.append(attributes.restore)
-        rules = partial(_add_rules, modules if graph else [])
+        rules = partial(_add_rules, modules if (torch.is_grad_enabled() if graph is None else graph) else [])
         memory.also = [attributes.restore, rules, *random_states]
         # Where no graph is made they stay as they are, because PyTorch chooses kernels by what requires a gradient, also under `no_grad`.
         recorded = graph is not None or torch.is_grad_enabled()
