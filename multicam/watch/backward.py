@@ -2,17 +2,22 @@
 
 The kernel of batch normalisation for CPUs (of PyTorch 2.14 and before) asks whether its input and the gradient are contiguous, with the channels
 first or last. Where an axis has one entry, its stride may be anything, and both may be said of a tensor by turns: then it pairs numbers of
-one place with those of another, and the gradient is false. Attention written out over the places of one photo has such strides.
+one place with those of another, and the gradient is false. Attention written out over the places of one photo has such strides. Modules are given
+other inputs, in a forward pass that may be run again; what functions were given is laid out anew in the backward pass.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import CheckpointError
+
+from multicam.errors import out_of_memory
 
 
 def gradients(
@@ -20,7 +25,7 @@ def gradients(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of `outputs` by each tensor of `wanted`; None for one that they do not depend on.
 
-    As `torch.autograd.grad`, but for batch normalisations, which are handed gradients in a common layout.
+    As `torch.autograd.grad`, but for batch normalisations, which are handed gradients and inputs in a common layout.
 
     Args:
         outputs: What is differentiated: a number, or with `grad_outputs` any tensor.
@@ -49,7 +54,11 @@ def _first_laid_out(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]
 
 @contextmanager
 def _normalisations_laid_out(last: Node | None) -> Iterator[None]:
-    handles = [node.register_prehook(_all_laid_out) for node in _nodes(last) if "BatchNorm" in node.name()]
+    normalisations = [node for node in _nodes(last) if "BatchNorm" in node.name()]
+    handles = [node.register_prehook(_all_laid_out) for node in normalisations]
+    handles += [
+        node.register_hook(partial(_anew, node)) for node in normalisations if node.name() == "NativeBatchNormBackward0"
+    ]
     try:
         yield
     finally:
@@ -69,6 +78,32 @@ def _nodes(last: Node | None) -> Iterator[Node]:
 
 def _all_laid_out(grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     return tuple(_laid_out(g) if g is not None and _is_odd(g) else g for g in grads)
+
+
+def _anew(
+    node: Any, found: tuple[Tensor | None, ...], grads: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...] | None:
+    """The gradients of a normalisation whose input lies in an odd layout, from a copy in a common one; None where they are right."""
+    try:
+        x = node._saved_input
+    except (CheckpointError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        return None  # a checkpointed part, run again for the backward pass, keeps what it saved for one use
+    if not _is_odd(x) or grads[0] is None:
+        return None
+    return torch.ops.aten.native_batch_norm_backward(  # type: ignore[no-any-return]
+        grads[0],
+        _laid_out(x),
+        node._saved_weight,
+        node._saved_running_mean,
+        node._saved_running_var,
+        node._saved_result1,
+        node._saved_result2,
+        node._saved_training,
+        node._saved_eps,
+        [each is not None for each in found],
+    )
 
 
 def _laid_out(x: Tensor) -> Tensor:

@@ -102,6 +102,40 @@ def test_gradients_of_any_layout(shape: tuple[int, ...], first: tuple[int, ...])
         torch.testing.assert_close(mc.gradient(model, x, 0)["x"], scale * model.weight)
 
 
+# Of each shape, strides that are those of the channels first or last but for an axis of one entry.
+ODD = [((1, 3, 4, 5), (1, 1, 15, 3)), ((2, 3, 1, 4), (12, 1, 7, 3)), ((1, 3, 4, 1), (1, 1, 3, 7))]
+FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "evaluation": lambda x, mean, var: F.batch_norm(x, mean, var, var, mean),
+    "training": lambda x, mean, var: F.batch_norm(x, None, None, var, mean, training=True),
+    "without weights": lambda x, mean, var: F.batch_norm(x, mean, var),
+    "checkpoint": lambda x, mean, var: checkpoint(F.batch_norm, x.contiguous(), mean, var, use_reentrant=False),
+}
+
+
+@pytest.mark.parametrize("how", FUNCTIONS)
+@pytest.mark.parametrize(("shape", "strides"), ODD)
+def test_functions_that_normalise_an_odd_layout(shape: tuple[int, ...], strides: tuple[int, ...], how: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    values, weight = (torch.rand(shape, dtype=torch.float64, generator=g) for _ in range(2))
+    mean, var = (torch.rand(shape[1], dtype=torch.float64, generator=g) + 0.5 for _ in range(2))
+
+    def score(x: Tensor) -> Tensor:
+        return (FUNCTIONS[how](x, mean, var).square() * weight).sum()
+
+    x = torch.empty_strided(shape, strides, dtype=torch.float64).copy_(values).requires_grad_()
+    (found,) = gradients(score(x), [x], create_graph=True)
+    assert found is not None
+    torch.testing.assert_close(found.detach(), slopes(score, values), rtol=1e-5, atol=1e-6)
+    (second,) = gradients(found.sum(), [x])
+    assert second is not None
+
+    def slope(values: Tensor) -> Tensor:
+        plain = values.clone().requires_grad_()
+        return torch.autograd.grad(score(plain), plain)[0].sum()
+
+    torch.testing.assert_close(second, slopes(slope, values), rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_not_used_has_none_and_no_hook_stays() -> None:
     x, y = torch.rand(1, 4, 2, 2, requires_grad=True), torch.rand(2, requires_grad=True)
     score = nn.BatchNorm2d(4).eval()(x).sum()
