@@ -17,7 +17,7 @@ from multicam.compat.older import spoken
 from multicam.compat.pictures import Array, as_array, scale_cam_image
 from multicam.compat.subclasses import Checked
 from multicam.compat.targets import FinerWeightedTarget, Targets, per_image
-from multicam.errors import MulticamError
+from multicam.errors import MulticamError, at_least_one
 from multicam.watch.reshape import Reshape
 from multicam.watch.trace import Trace
 
@@ -225,7 +225,7 @@ class SESS(Refined):
                 )
         super().__init__(_of_layers(base_method)(model, target_layers, reshape_transform, **kwargs))
         self.scales = scales
-        self.ratios = tuple(1 + scale_step_ratio * i for i in range(num_scales))
+        self.ratios = tuple(1 + scale_step_ratio * i for i in range(at_least_one("num_scales", num_scales)))
         self.step_size = step_size
         self.smooth = smooth
         self.batch_size = batch_size

@@ -107,6 +107,7 @@ REFUSED: list[tuple[Callable[[Any, Any], Any], str]] = [
     (lambda m, x: compat.SESS(m, [m.third])(x, aug_smooth=True), "no argument of SESS.forward 'aug_smooth'"),
     (lambda m, x: compat.SESS(m, [m.third], window_size=9), "window_size of SESS is always None, not 9"),
     (lambda m, x: compat.SESS(m, [m.third], pool="max"), "pool of SESS is always 'mean'"),
+    (lambda m, x: compat.SESS(m, [m.third], num_scales=0), "num_scales must be a whole number of at least 1, not 0"),
     (lambda m, x: compat.RefineCAM(m, []), "give at least one"),
     (lambda m, x: compat.GuidedBackpropReLUModel(m, use_cuda=True), "use_cuda=True, but the model is on cpu"),
     (lambda m, x: compat.GuidedBackpropReLUModel(m, True), "use_cuda=True, but the model is on cpu"),
