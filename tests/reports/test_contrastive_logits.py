@@ -137,3 +137,21 @@ def test_gradients_on_a_way_are_those_of_plain_passes(name: str) -> None:
         ways += torch.autograd.grad(first(model(**{**x, "pixel_values": leaf}))[0], leaf)
     found = mc.integrated_gradients(model, x, first, wrt=["pixel_values"], steps=4)["pixel_values"]
     torch.testing.assert_close(found, x["pixel_values"] * torch.stack(ways).mean(0), rtol=1e-4, atol=1e-5)
+
+
+@every
+@pytest.mark.filterwarnings("ignore:integrated gradients miss")
+def test_samples_of_a_batch_are_explained_alone_and_a_warning_says_so(name: str) -> None:
+    model, x, _ = made(name, 3)
+    each = [{key: value[i : i + 1] for key, value in x.items()} for i in range(3)]
+    with pytest.warns(UserWarning, match="depend on what else is in the batch"):
+        shares = mc.contribution(model, x, first, players=[*x], baseline={"input_ids": 59}).shapley
+    alone = [mc.contribution(model, one, first, players=[*x], baseline={"input_ids": 59}).shapley for one in each]
+    torch.testing.assert_close(shares, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    with pytest.warns(UserWarning, match="depend on what else is in the batch"):
+        covered = mc.occlusion(model, x, first, patch=8, wrt=["pixel_values"])["pixel_values"]
+    alone = [mc.occlusion(model, one, first, patch=8, wrt=["pixel_values"])["pixel_values"] for one in each]
+    torch.testing.assert_close(covered, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    ways = mc.integrated_gradients(model, x, first, steps=4, wrt=["pixel_values"])["pixel_values"]
+    alone = [mc.integrated_gradients(model, one, first, steps=4, wrt=["pixel_values"])["pixel_values"] for one in each]
+    torch.testing.assert_close(ways, torch.cat(alone), rtol=1e-4, atol=1e-5)
