@@ -246,6 +246,7 @@ def _passes(
         samples, drawn = [sample for sample, _ in part], [draw for _, draw in part]
         rows = {name: variant(name, samples, drawn) for name in names}
         yield samples, drawn, varied.gradients(samples, rows)
+    varied.doubt()
 
 
 def _moments(

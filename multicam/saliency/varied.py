@@ -1,5 +1,6 @@
 """Gradients of many variations of the samples of a call."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -58,6 +59,22 @@ class Varied:
         if not self.apart:
             return self._some(samples, rows, samples).scores
         return torch.cat([self._alone(samples, rows, i)[0] for i in samples])
+
+    def doubt(self) -> None:
+        """Say where a sample has another score alone than in the call, once rows run alone: nothing that was found explains the latter."""
+        batch, before = self._call.batch, self._trace.scores
+        if not self.apart or batch == 1:
+            return
+        leaves = {name: self._call.leaves[name] for name in self._names}
+        alone = torch.cat([self._alone(range(batch), leaves, i)[0] for i in range(batch)])
+        different = [i for i in range(batch) if not alike(alone[i : i + 1], before[i : i + 1])]
+        if different:
+            i = different[0]
+            warnings.warn(
+                f"sample {i} has the score {alone[i]:.6g} alone and {before[i]:.6g} in its batch: scores of {type(self._trace.model).__name__} depend "
+                "on what else is in the batch, and its gradients are those of the sample alone; explain one sample at a time",
+                stacklevel=2,
+            )
 
     def _together(self, samples: Sequence[int], rows: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         try:
