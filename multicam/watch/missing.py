@@ -1,12 +1,12 @@
 """Why no gradient arrives: a pass with something changed tells whether the scores depend on it all the same."""
 
-import torch
 from torch import Tensor, nn
 
 from multicam.call.inputs import Inputs
 from multicam.call.scorer import Scorer
 from multicam.errors import MulticamError
 from multicam.watch.layers import Tap, Taps
+from multicam.watch.module_calls import alike
 from multicam.watch.undisturbed import undisturbed
 
 
@@ -28,7 +28,7 @@ def at_layer(model: nn.Module, call: Inputs, tap: Tap, scorer: Scorer, scores: T
         with Taps(model, [tap.layer]).observe(call.batch, lambda i, t, x: x.std() + 1 - x):
             returned = memory.call.run(model)
         changed = scorer.of(returned, call.batch)
-    if torch.equal(changed, scores):
+    if alike(changed, scores):
         return MulticamError(
             f"the target does not depend on layer {tap.label!r}: changing its output leaves every score as it is; "
             "take a layer on the way to this output, or another target or output"
@@ -43,7 +43,7 @@ def refuse_detached(model: nn.Module, call: Inputs, name: str, scorer: Scorer, s
     """Refuse a gradient of zero for an input on which the scores depend in another way; the arguments as for `at_layer`."""
     with undisturbed(model, graph=False, call=another(call, name)) as memory:
         changed = scorer.of(memory.call.run(model), call.batch)
-    if not torch.equal(changed, scores):
+    if not alike(changed, scores):  # threads add up in any order
         raise MulticamError(
             f"the target depends on input {name!r}, but not by a gradient: something behind it is detached (.detach(), "
             "no_grad, argmax, rounding); name the other inputs with wrt=…, or take a method that needs no gradients, "

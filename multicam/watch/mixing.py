@@ -206,9 +206,10 @@ class Mixing:
         expected = torch.cat([self._full([[source] for source in row]) for row in rows])
         share = max(map(rounding, [*self._model.parameters(), expected]))
         tolerance = float(share * torch.cat([expected, whole]).abs().max())
-        # In another place and company than in the record, which must not matter; and so for a sample as it is.
-        together = [[*sources, 0] for sources in zip(*reversed(rows), strict=True)]
-        agree = within(self._short(together), torch.cat([expected.flip(0), whole[:1]]), tolerance)
+        # In another place and company than in the record, which must not matter; and so for the samples as they are.
+        samples = list(range(self._samples))[::-1]
+        together = [[*sources, *samples] for sources in zip(*reversed(rows), strict=True)]
+        agree = within(self._short(together), torch.cat([expected.flip(0), whole[samples]]), tolerance)
         self._remember(agree)
         return agree
 
@@ -221,7 +222,10 @@ class Mixing:
             self._plans[self._kind] = Plan(kept, inside, self._fresh.used, self._fresh.counts)
 
     def _proofs(self) -> list[list[int]]:
-        """A mixed row for each sample, which takes every other part that matters from what replaces it; and the sample that it belongs to."""
+        """A mixed row for each sample, which takes every other part that matters from what replaces it; and the sample that it belongs to.
+
+        A single sample, and a single part that matters, have two, so that both what is there and what replaces it take part.
+        """
         used = [i for i, is_used in enumerate(self.used) if is_used]
         each = (self._batch - self._samples) // self._samples  # how many replacements of its own a sample has, if any
 
@@ -230,4 +234,5 @@ class Mixing:
             sources = [replacement if i in used and (used.index(i) + turn) % 2 else sample for i in range(self._count)]
             return [*sources, sample]
 
-        return [row(sample, sample) for sample in range(self._samples)] + ([row(0, 1)] if self._samples == 1 else [])
+        both = self._samples == 1 or len(used) == 1
+        return [row(sample, turn) for sample in range(self._samples) for turn in ((0, 1) if both else (sample,))]

@@ -10,6 +10,8 @@ KEPT = (
     Spec(1, 2, (Stream("rgb", "image"),), sides=("lengths",)),
     # The score in the batch is another one than alone, from which channels are ablated.
     Spec(500, 2, (Stream("rgb", "ids", ("last_row",)),)),
+    # Only the second sample's score depends on its place in the batch.
+    Spec(101631, 2, (Stream("rgb", "signal", ("relu",)),), fuse="stack", head=(("each_written", "replaced"), "relu")),
 )
 
 
