@@ -36,6 +36,8 @@ UNSAID = {
     "aten::batch_norm_gather_stats_with_counts": (3, 4),
 }
 
+# Those of them that write only in training, and the place of the argument that says so.
+TRAINS = {"aten::native_batch_norm": 5, "aten::cudnn_batch_norm": 5, "aten::miopen_batch_norm": 5}
 
 # By which a number leaves a tensor.
 NUMBERS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
@@ -311,7 +313,6 @@ class Writes(TorchDispatchMode):
     """
 
     supports_higher_order_operators = True
-    _places: dict[Any, tuple[tuple[int, str], ...]] = {}  # noqa: RUF012 (a cache for all of them)
 
     def __init__(
         self,
@@ -324,17 +325,22 @@ class Writes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in self._places:
-            self._places[func] = written_arguments(func)
-        for place, name in self._places[func]:
-            for x in _tensors(args[place] if place < len(args) else kwargs.get(name)):
-                self._told(x)
+        for x in written_by(func, args, kwargs):
+            self._told(x)
         if getattr(func, "namespace", "aten") not in ("aten", "prims", "higher_order"):
             for x in _tensors((args, kwargs)):
                 self._untold(x)
         if func in NUMBERS:
             self._decides()
         return func(*args, **kwargs)
+
+
+def written_by(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that an operation writes into."""
+    places = written_arguments(func)
+    if not places or (func._schema.name in TRAINS and not args[TRAINS[func._schema.name]]):
+        return []
+    return [x for place, name in places for x in _tensors(args[place] if place < len(args) else kwargs.get(name))]
 
 
 @cache

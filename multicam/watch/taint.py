@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from multicam.call.tree import leaves
-from multicam.watch.memory import written_arguments
+from multicam.watch.memory import written_by
 from multicam.watch.plain import has_memory
 
 
@@ -110,12 +110,7 @@ class Taint(TorchDispatchMode):
             return self._higher(func, args, kwargs)
         made_here = func is torch.ops.aten.lift_fresh.default  # of numbers of Python's
         colours = self._escaped | (0 if made_here else self._held((args, kwargs)))
-        written = [
-            x
-            for place, name in written_arguments(func)
-            for x in tree_leaves(args[place] if place < len(args) else kwargs.get(name))
-            if isinstance(x, Tensor)
-        ]
+        written = written_by(func, args, kwargs)
         for x in written:
             self.writing(x)
         returned = func(*args, **kwargs)

@@ -9,7 +9,7 @@ SIZES = {"rgb": (8, 12), "words": (5,), "clip": (4, 6, 6)}
 
 
 def places() -> Places:
-    return Places({"rgb": (1, 2), "words": (2,), "clip": (0, 1, 2)})
+    return Places(SIZES)
 
 
 def tokens(of: Places, name: str, *grid: int) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multicam.watch.tokens.lattices import Lattice, same_rows
 from multicam.watch.tokens.marks import (
     Mark,
     Marks,
@@ -16,15 +17,15 @@ from multicam.watch.tokens.marks import (
     Pads,
     Rule,
     Shape,
+    by_axes,
     is_lost,
     lay_images,
     lay_rows,
     lose,
     lost_like,
-    same_rows,
     tensors_in,
 )
-from multicam.watch.tokens.places import Lattice, Places
+from multicam.watch.tokens.places import Places
 
 
 def _forget(op: Operation) -> None:
@@ -82,7 +83,7 @@ def _met(origins: Marks, a: Mark, shape_a: Shape, b: Mark, shape_b: Shape, out: 
         return (lost_like(out) or b) if a_broadcast and b_broadcast else b if a_broadcast else a, shape
     if is_lost(a) or is_lost(b):
         return lost_like(out) or a, shape
-    if a.lattice and b.lattice and not (a.open or b.open or a.pads or b.pads) and same_rows(a.lattice, b.lattice):
+    if a.lattice and b.lattice and not (a.pads or b.pads) and same_rows(a.lattice, b.lattice):
         inputs = a.lattice.inputs | b.lattice.inputs
         if np.array_equal(inputs, a.lattice.inputs) and a.shape[-len(a.lattice.grid) - 1] == 1:
             return a, shape
@@ -111,7 +112,7 @@ def _reduced(origins: Marks, x: Tensor, axes: tuple[int, ...], out: Tensor) -> M
     if mark is None or out.dtype == torch.bool:
         return None
     lattice = mark.lattice
-    n = len(lattice.grid) if lattice and not mark.open else 0
+    n = len(lattice.grid) if lattice else 0
     if n and axes == tuple(range(x.ndim - n, x.ndim)) and mark.shape[-n - 1] == 1:
         mark = _resized(origins, mark, (1,) * n, ())
     elif any(mark.shape[axis] > 1 for axis in axes):
@@ -122,15 +123,20 @@ def _reduced(origins: Marks, x: Tensor, axes: tuple[int, ...], out: Tensor) -> M
 
 
 def _product(left: int) -> Rule:
-    """A product of matrices of which one is constant; `left` is the position of the first."""
+    """A product of matrices of which at most one has places; `left` is the position of the first."""
 
     def rule(op: Operation) -> Mark | None:
         a, b = (op.origins.mark(x) for x in op.args[left : left + 2])
-        if (a is None) == (b is None) or (left and op.mark()):
+        if (a is None and b is None) or (left and op.mark()):
             return lost_like(op.out)
-        if a:
-            return _contracted(op.origins, a, len(a.shape) - 1)
-        return b and _contracted(op.origins, b, len(b.shape) - 2)
+        rows = a and _contracted(op.origins, a, len(a.shape) - 1)
+        columns = b and _contracted(op.origins, b, len(b.shape) - 2)
+        if rows is None or columns is None:
+            return rows or columns
+        places = op.origins.places
+        if places.has_parts(rows.ids) and places.has_parts(columns.ids):
+            return lost_like(op.out)  # all pairs
+        return Mark(places.joined(rows.ids, columns.ids))
 
     return rule
 
@@ -144,6 +150,15 @@ def _contracted(origins: Marks, mark: Mark, axis: int) -> Mark:
     if mark.shape[axis] > 1:
         return Mark(origins.places.union(mark.ids, (axis,)))
     return Mark(mark.ids) if mark.lattice else mark
+
+
+def _normalise_features(op: Operation) -> Mark | None:
+    """A layer norm over features makes one token of those that were laid side by side along them, as a merging of patches does."""
+    mark, last = op.mark(), len(op.args[0].shape) - 1
+    if mark is None or len(op.args[1]) > 1 or mark.shape[last] == 1:
+        return mark
+    united = op.origins.places.union(mark.ids, (last,))
+    return Mark(united) if op.origins.places.has_parts(united) else mark
 
 
 def _convolve(op: Operation) -> Mark | None:
@@ -174,19 +189,46 @@ def _spatial(
     mark = origins.mark(x)
     if mark is None:
         return None
-    if mark.open and mark.lattice:  # n is 1: a signal after all
-        rows = mark.lattice
-        signal = Lattice(rows.samples, rows.inputs, rows.boxes, (2,), rows.grid[1:])
-        mark = origins.once(mark, "signal", lambda: lay_images(origins, signal, x.shape[:1]))
+    if contracts and is_lost(mark):
+        return by_axes(origins, out, n) or mark
     if prod(mark.shape[-n:]) == 1:
         return _contracted(origins, mark, x.ndim - 1 - n) if contracts else mark
-    if mark.shape[-n:] != x.shape[-n:]:
-        return lost_like(out)  # constant along one axis of the grid and not along the other
+    after = tuple(out.shape[-n:])
+    # Frames may all be the same picture; along an axis over which ids are constant they stay so.
+    constant = tuple(i for i in range(x.ndim - n, x.ndim) if mark.shape[i] == 1 < x.shape[i])
+    if constant:
+        kept = [i for i in range(n) if i + x.ndim - n not in constant]
+        thin = Mark(mark.ids.squeeze(constant))
+        found = _on_grid(origins, thin, tuple(after[i] for i in kept), fitted, contracts, ()) or lost_like(out)
+        return found and (found if is_lost(found) else Mark(np.expand_dims(found.ids, constant)))
+    return _on_grid(origins, mark, after, fitted, contracts, more) or lost_like(out)
+
+
+def _on_grid(
+    origins: Marks, mark: Mark, after: tuple[int, ...], fitted: bool, contracts: bool, more: Pads
+) -> Mark | None:
+    """The companion of something spatial on another grid; None where that is lost."""
+    n = len(after)
     if mark.lattice is None or len(mark.lattice.grid) != n:
         mark = _gridded(origins, mark, n, contracts)
         if mark.lattice is None:
-            return mark if x.shape[-n:] == out.shape[-n:] else lost_like(out)
-    return _resized(origins, mark, tuple(out.shape[-n:]), more or (mark.pads if fitted else ()))
+            return _in_blocks(origins, mark, after)
+    return _resized(origins, mark, after, more or (mark.pads if fitted else ()))
+
+
+def _in_blocks(origins: Marks, mark: Mark, after: tuple[int, ...]) -> Mark | None:
+    """A companion of no single grid, such as several pictures side by side, on another grid: each cell is the union of a block."""
+    n = len(after)
+    before = mark.shape[-n:]
+    if before == after:
+        return mark
+    if any(a % b for a, b in zip(before, after, strict=True)):
+        return None
+    sizes = [size for a, b in zip(before, after, strict=True) for size in (b, a // b)]
+    lead = len(mark.shape) - n
+    split = mark.ids.reshape(*mark.shape[:-n], *sizes)
+    blocks = origins.places.union(split, tuple(range(lead + 1, lead + 2 * n, 2)))
+    return Mark(blocks.reshape(*mark.shape[:-n], *after))
 
 
 def _gridded(origins: Marks, mark: Mark, n: int, contracts: bool) -> Mark:
@@ -222,7 +264,7 @@ def _resized(origins: Marks, mark: Mark, grid: tuple[int, ...], over: Pads) -> M
         rows = lattice.extended(over or ((0, 0),) * n, grid)
         # Channels are rows of their own where they differ and are pooled.
         one = prod(lead) == len(lattice.samples)
-        return lay_images(origins, rows, lead) if one else lay_rows(origins, rows, mark.shape[:-n])
+        return lay_images(origins.places, rows, lead) if one else lay_rows(origins, rows, mark.shape[:-n])
 
     return origins.once(mark, (grid, over), made)
 
@@ -238,14 +280,14 @@ _NAMES: dict[Rule, str] = {
     _embedding: "embedding",
     _linear: "linear",
     _product(0): "mm bmm",
+    _normalise_features: "native_layer_norm layer_norm _fused_rms_norm rms_norm",
     _product(1): "addmm baddbmm _addmm_activation",
     _reduce(1): "mean sum amax amin max min logsumexp var std var_mean std_mean prod nansum",
     _reduce(2): "linalg_vector_norm norm",
     _keep: "clone _to_copy detach alias lift_fresh contiguous to tril triu fill zero masked_fill prelu _prelu_kernel "
-    "_softmax _log_softmax _safe_softmax softmax log_softmax native_dropout dropout _fused_dropout native_layer_norm "
-    "layer_norm native_group_norm group_norm native_batch_norm _native_batch_norm_legit batch_norm cudnn_batch_norm "
+    "_softmax _log_softmax _safe_softmax softmax log_softmax native_dropout dropout _fused_dropout native_group_norm group_norm native_batch_norm _native_batch_norm_legit batch_norm cudnn_batch_norm "
     "_native_batch_norm_legit_no_training miopen_batch_norm _batch_norm_with_update _batch_norm_no_update "
-    "_batch_norm_impl_index _fused_rms_norm rms_norm instance_norm renorm hardswish rrelu_with_noise log_sigmoid_forward "
+    "_batch_norm_impl_index instance_norm renorm hardswish rrelu_with_noise log_sigmoid_forward "
     "cumsum",  # a running sum stays the token that it has come to, as a query does
     _forget: "zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full "
     "new_empty new_empty_strided bernoulli uniform normal random exponential",

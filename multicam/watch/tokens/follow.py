@@ -18,6 +18,7 @@ from multicam.call.inputs import Inputs
 from multicam.call.tree import rebuild
 from multicam.errors import MulticamError, out_of_memory
 from multicam.watch.hooks import take_off, takes_hooks
+from multicam.watch.memory import written_by
 from multicam.watch.tokens.fused import FUSED, Scores
 from multicam.watch.tokens.origins import Origins
 from multicam.watch.tokens.written_out import Attended, Products
@@ -80,13 +81,16 @@ class Follower(TorchDispatchMode, Generic[T]):
         model: Any module.
         listener: Whom to tell.
         graph: Let a graph begin at the inputs of each pass, also where no parameter requires a gradient.
+        call: What the model is called with; None: each pass tells.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, model: nn.Module, listener: Listener[T], graph: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, listener: Listener[T], graph: bool = False, call: Inputs | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._model, self._listener, self._graph = model, listener, graph
+        self._model, self._listener, self._graph, self._call = model, listener, graph, call
         self._paths = {id(module): path for path, module in reversed(module_paths(model).items())}
         self._modules: list[nn.Module] = []
         self._thread = get_ident()  # a mode sees its own thread only, and hooks see all
@@ -134,7 +138,7 @@ class Follower(TorchDispatchMode, Generic[T]):
         if self._graph and torch.is_grad_enabled():
             args, kwargs = rebuild(args, _with_graph), rebuild(kwargs, _with_graph)
         _refuse_untold(module, args, kwargs)
-        given, batch = _told_apart(module, args, kwargs)
+        given, batch = _told_apart(module, args, kwargs) if self._call is None else _named(self._call)
         origins = Origins(given, batch)
         self._listener.begin(module, given, batch, origins)
         self._given = list(given.values())
@@ -180,7 +184,7 @@ class Follower(TorchDispatchMode, Generic[T]):
                 returned = func.decompose(*args, **kwargs)
             if returned is not NotImplemented:
                 return returned
-        for x in _written(func, args, kwargs):
+        for x in written_by(func, args, kwargs):
             self._products.before(x)
             self._listener.writes(x)
         returned = func(*args, **kwargs)
@@ -203,6 +207,7 @@ class Follower(TorchDispatchMode, Generic[T]):
         if func in FUSED:
             return self._listener.fused(self._place, Scores.of(func, args, kwargs), args[2], returned[0], "fused")
         found = self._products.after(func, args, kwargs, returned, self._path)
+        self._origins.path = self._path
         self._origins.follow(func, args, kwargs, returned)
         if found is not None:
             return self._listener.written_out(self._place, found)
@@ -244,24 +249,13 @@ def _told_apart(module: nn.Module, args: Any, kwargs: Any) -> tuple[dict[str, Te
     if _is_sequence_first(module):
         return {}, 0  # rows of its inputs are no samples
     try:
-        inputs = Inputs(*args, **kwargs).bind(module)
-        return {name: leaf for name, leaf in inputs.leaves.items() if isinstance(leaf, Tensor)}, inputs.batch
+        return _named(Inputs(*args, **kwargs).bind(module))
     except MulticamError:  # it is for the model to refuse what it cannot take
         return {}, 0
 
 
-def _written(func: OpOverload, args: Any, kwargs: Any) -> list[Tensor]:
-    """The tensors that an operation writes into."""
-    if not func._schema.is_mutable:
-        return []
-    found = [args[i] if i < len(args) else kwargs.get(name) for i, name in _written_arguments(func)]
-    return [x for x in tree_leaves(found) if isinstance(x, Tensor)]
-
-
-@cache
-def _written_arguments(func: OpOverload) -> tuple[tuple[int, str], ...]:
-    arguments = enumerate(func._schema.arguments)
-    return tuple((i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write)
+def _named(inputs: Inputs) -> tuple[dict[str, Tensor], int]:
+    return {name: leaf for name, leaf in inputs.leaves.items() if isinstance(leaf, Tensor)}, inputs.batch
 
 
 @cache

@@ -6,12 +6,11 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from multicam.call.inputs import frames_second
-from multicam.watch.tokens.places import LOST, Lattice, Places
+from multicam.watch.tokens.lattices import Lattice
+from multicam.watch.tokens.places import LOST, Places
 
 Shape = Sequence[int]
 Pads = tuple[tuple[int, int], ...]
@@ -25,8 +24,10 @@ class Mark:
         lattice: The grids that a tensor `(*lead c *grid)` is, where it is known without looking at the ids.
         pads: How many entries along each axis surround them.
         inner: The companion before these were added.
-        open: Whether a tensor `(b n c)` may be features of n tokens, a signal along c, or an image: the next operation tells.
+        lost_by: The operation that lost the places, and where; empty where none did.
     """
+
+    lost_by = ""
 
     def __init__(
         self,
@@ -35,14 +36,12 @@ class Mark:
         lattice: Lattice | None = None,
         pads: Pads = (),
         inner: "Mark | None" = None,
-        open: bool = False,
     ) -> None:
-        self._ids = ids
+        self._ids = ids if callable(ids) else np.asarray(ids)
         self.shape = ids.shape if isinstance(ids, np.ndarray) else tuple(shape)
         self.lattice = lattice
         self.pads = pads
         self.inner = inner
-        self.open = open
 
     @property
     def ids(self) -> np.ndarray:
@@ -63,13 +62,18 @@ class Marks:
 
     Attributes:
         places: Where the tokens lie.
+        batch: The number of samples.
+        by_axes: Whether a convolution of what was lost has places again, corner to corner, see `Places.BY_AXES`.
 
     Args:
-        axes: See `Places`.
+        sizes: See `Places`.
+        batch: The number of samples.
     """
 
-    def __init__(self, axes: Mapping[str, tuple[int, ...]]) -> None:
-        self.places = Places(axes)
+    def __init__(self, sizes: Mapping[str, Sequence[int]], batch: int) -> None:
+        self.places = Places(sizes)
+        self.batch = batch
+        self.by_axes = False
         self._marks: Any = WeakTensorKeyDictionary()
         self._made: dict[tuple[Mark, Any], Mark] = {}
 
@@ -85,71 +89,24 @@ class Marks:
         return self._marks.get(x) if isinstance(x, Tensor) else None
 
 
-def layout_of(x: Any) -> "tuple[tuple[int, ...], Callable[[Marks, str, Tensor], Mark]] | None":
-    """Which axes of space a leaf has, and how its companion is made; None for a leaf that is not followed."""
-    if not isinstance(x, Tensor) or x.layout is not torch.strided or x.is_nested or not x.numel():
-        return None
-    if x.ndim == 2:
-        return ((2,), _vector if x.is_floating_point() else _words)
-    if x.ndim == 3:
-        return ((1, 2), _features if x.is_floating_point() else _plane)
-    return {4: ((1, 2), _channels_last if channels_are_last(x) else _image), 5: ((0, 1, 2), _clip)}.get(x.ndim)
-
-
-def _words(origins: Marks, name: str, x: Tensor) -> Mark:
-    return Mark(origins.places.lay(origins.places.whole(name, len(x), (x.shape[1],))).reshape(x.shape))
-
-
-def _vector(origins: Marks, name: str, x: Tensor) -> Mark:
-    lattice = origins.places.whole(name, len(x), tuple(x.shape[1:]))
-    rows = Lattice(lattice.samples, lattice.inputs, lattice.boxes, (), ())
-    return Mark(partial(_laid, origins.places, rows, (len(x), 1)), (len(x), 1), lattice, open=True)
-
-
-def _plane(origins: Marks, name: str, x: Tensor) -> Mark:
-    return Mark(origins.places.lay(origins.places.whole(name, len(x), tuple(x.shape[1:]))).reshape(x.shape))
-
-
-def _features(origins: Marks, name: str, x: Tensor) -> Mark:
-    lattice = origins.places.whole(name, len(x), tuple(x.shape[1:]))
-    rows = Lattice(lattice.samples, lattice.inputs, lattice.boxes, (1,), lattice.grid[:1])
-    shape = (*x.shape[:2], 1)
-    return Mark(partial(_laid, origins.places, rows, shape), shape, lattice, open=True)
-
-
-def _image(origins: Marks, name: str, x: Tensor) -> Mark:
-    return lay_images(origins, origins.places.whole(name, len(x), tuple(x.shape[2:])), x.shape[:1])
-
-
-def _channels_last(origins: Marks, name: str, x: Tensor) -> Mark:
-    lattice = origins.places.whole(name, len(x), tuple(x.shape[1:3]))
-    shape = (*x.shape[:3], 1)
-    return Mark(partial(_laid, origins.places, lattice, shape), shape)
-
-
-def channels_are_last(x: Tensor) -> bool:
-    """Whether an image is `(b h w c)`: its last axis may be colour, and the others are too long for that."""
-    return x.ndim == 4 and x.shape[-1] in (1, 3, 4) and min(x.shape[1:3]) >= 8
-
-
-def _clip(origins: Marks, name: str, x: Tensor) -> Mark:
-    clip = frames_second(x)
-    lattice = origins.places.whole(name, len(x), tuple(clip.shape[2:]))
-    return (
-        lay_images(origins, lattice, x.shape[:1]) if clip is x else lay_images(origins, frames_of(lattice), x.shape[:2])
-    )
-
-
 def frames_of(lattice: Lattice) -> Lattice:
     """The cells along the first axis as rows of their own."""
     frames = Lattice(lattice.samples, lattice.inputs, lattice.boxes, lattice.axes[:1], lattice.grid[:1])
     return Lattice(*frames.cells(), lattice.axes[1:], lattice.grid[1:])
 
 
-def lay_images(origins: Marks, lattice: Lattice, lead: Shape) -> Mark:
+def lay_images(places: Places, lattice: Lattice, lead: Shape) -> Mark:
     """The companion of images `(*lead c *grid)` whose rows are the grids of a lattice."""
     shape = (*lead, 1, *lattice.grid)
-    return Mark(partial(_laid, origins.places, lattice, shape), shape, lattice)
+    return Mark(partial(_laid, places, lattice, shape), shape, lattice)
+
+
+def by_axes(origins: Marks, out: Tensor, n: int) -> Mark | None:
+    """The companion of what a convolution over n axes made of lost entries; None where it stays lost."""
+    if not origins.by_axes or len(out) != origins.batch:
+        return None
+    lattice = origins.places.whole(Places.BY_AXES, origins.batch, tuple(out.shape[-n:]))
+    return lay_images(origins.places, lattice, out.shape[:1])
 
 
 def _laid(places: Places, lattice: Lattice, shape: Shape) -> np.ndarray:
@@ -250,12 +207,6 @@ def same_marks(a: Mark, b: Mark) -> bool:
     if a is b or (a.lattice and b.lattice):
         return a is b
     return a.shape == b.shape and np.array_equal(a.ids, b.ids)
-
-
-def same_rows(a: Lattice, b: Lattice) -> bool:
-    """Whether two lattices are the same."""
-    same = a.grid == b.grid and a.axes == b.axes and np.array_equal(a.samples, b.samples)
-    return same and bool(np.abs(a.boxes - b.boxes).max() < 1e-6)
 
 
 def lay_rows(origins: Marks, lattice: Lattice, lead: Shape) -> Mark:

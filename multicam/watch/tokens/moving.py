@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from multicam.watch.tokens.lattices import Lattice, same_rows
 from multicam.watch.tokens.marks import (
     Mark,
     Marks,
@@ -18,13 +19,11 @@ from multicam.watch.tokens.marks import (
     broadcast,
     compressed,
     frames_of,
-    lay_images,
     lost_like,
     same_marks,
-    same_rows,
     viewed,
 )
-from multicam.watch.tokens.places import CONSTANT, LOST, Lattice
+from multicam.watch.tokens.places import CONSTANT, LOST
 
 
 def _view(op: Operation) -> Mark | None:
@@ -32,10 +31,8 @@ def _view(op: Operation) -> Mark | None:
     if mark is None or x.shape == op.out.shape:
         return mark
     old, new, lattice = tuple(x.shape), tuple(op.out.shape), mark.lattice
-    if lattice and mark.open and new == (old[0], 1, *old[1:]):
-        return lay_images(op.origins, lattice, old[:1])
     n = len(lattice.grid) + 1 if lattice else 0
-    if lattice and not mark.open and old[-n:] == new[-n:] and prod(mark.shape[:-n]) == prod(new[:-n]):
+    if lattice and old[-n:] == new[-n:] and prod(mark.shape[:-n]) == prod(new[:-n]):
         shape = (*new[:-n], *mark.shape[-n:])
         return Mark(
             lambda: mark.ids.reshape(shape), shape, lattice, mark.pads, mark.inner and _view_of(mark.inner, shape, n)
@@ -56,7 +53,7 @@ def _permute(op: Operation) -> Mark | None:
 def _permuted(mark: Mark, order: list[int]) -> Mark:
     if order == sorted(order):
         return mark
-    n = len(mark.lattice.grid) if mark.lattice and not mark.open and not mark.pads else 0
+    n = len(mark.lattice.grid) if mark.lattice and not mark.pads else 0
     if mark.lattice and n > 1 and order == [0, 2, 1, *range(3, 2 + n)]:
         shape = tuple(mark.shape[axis] for axis in order)
         return Mark(lambda: mark.ids.transpose(order), shape, frames_of(mark.lattice))
@@ -82,10 +79,10 @@ def _cut(mark: Mark, axis: int, part: slice) -> Mark:
     axis %= len(mark.shape)
     lattice = mark.lattice
     if mark.shape[axis] == 1:
-        channel = lattice is None or (not mark.open and axis == len(mark.shape) - 1 - len(lattice.grid))
+        channel = lattice is None or axis == len(mark.shape) - 1 - len(lattice.grid)
         return mark if channel else Mark(mark.ids)
     where = (slice(None),) * axis + (part,)
-    if lattice and axis == 0 and not mark.pads and not mark.open and len(lattice.samples) == mark.shape[0]:
+    if lattice and axis == 0 and not mark.pads and len(lattice.samples) == mark.shape[0]:
         rows = Lattice(lattice.samples[part], lattice.inputs[part], lattice.boxes[:, part], lattice.axes, lattice.grid)
         return Mark(lambda: mark.ids[where], (len(rows.samples), *mark.shape[1:]), rows)
     return Mark(mark.ids[where])
@@ -153,7 +150,7 @@ def _join(op: Operation) -> Mark | None:
     known = [mark for mark in marks if mark]
     if len(parts) == 1:
         return marks[0]
-    lattices = [mark.lattice for mark in known if mark.lattice and not mark.pads and not mark.open]
+    lattices = [mark.lattice for mark in known if mark.lattice and not mark.pads]
     gridded = len(lattices) == len(known)
     # A vector that became one token has a signal's shape.
     channel = gridded and axis == op.out.ndim - 1 - len(lattices[0].grid)
@@ -242,7 +239,7 @@ def _with_pads(mark: Mark, shape: Shape, pads: Pads, **how: Any) -> Mark:
     )
     if not any(map(any, thin)):
         return Mark(mark.ids) if any(map(any, pads)) else mark
-    n = len(mark.lattice.grid) if mark.lattice and not mark.open and not mark.inner else 0
+    n = len(mark.lattice.grid) if mark.lattice and not mark.inner else 0
     if n and min(map(min, pads)) >= 0 and not any(map(any, pads[:-n])):
         padded = tuple(size + sum(pad) for size, pad in zip(mark.shape, pads, strict=True))
         return Mark(lambda: np.pad(mark.ids, pads, **how), padded, mark.lattice, pads[-n:], mark)

@@ -37,24 +37,27 @@ from multicam.watch.tokens.marks import (
     Operation,
     Rule,
     compressed,
-    layout_of,
+    is_lost,
     lose,
     lost_like,
     same_marks,
     tensors_in,
 )
 from multicam.watch.tokens.places import CONSTANT, LOST
+from multicam.watch.tokens.raw import Leaf, Raw, channels_of, moved
 
 
 class Origins(Marks):
     """Follows the token ids through one forward pass.
 
     Args:
-        leaves: The tensors by the names of the inputs, as the very objects that the model is given. Images `(b c h w)`, clips
-            `(b c t h w)` or `(b t c h w)`, words `(b n)` of integers, features or signals `(b n c)`, integer images `(b h w)`. Vectors
-            `(b c)` of floats stand for their input as a whole, unless a channel axis makes them signals. Rows are samples, also of an input with another number
-            of rows than the batch, such as the class prompts of CLIP.
+        leaves: The tensors by the names of the inputs, as the very objects that the model is given: `(b …)`, with channels on the axis that the
+            model takes for them, see `multicam.watch.tokens.raw`. Rows are samples, also of an input with another number of rows than the
+            batch, such as the class prompts of CLIP.
         batch: The number of samples.
+
+    Attributes:
+        path: The module in which the next operation runs.
 
     Example:
         >>> x = torch.rand(2, 3, 32, 32)
@@ -71,18 +74,28 @@ class Origins(Marks):
     """
 
     def __init__(self, leaves: Mapping[str, Tensor], batch: int) -> None:
-        layouts = {name: layout for name, x in leaves.items() if (layout := layout_of(x))}
-        self.batch = batch
-        super().__init__({name: axes for name, (axes, _) in layouts.items()})
+        known = {name: x for name, x in leaves.items() if _has_places(x)}
+        super().__init__({name: x.shape[1:] for name, x in known.items()}, batch)
+        self.path = ""
         self._said: dict[tuple[str, int], np.ndarray] = {}
         self._views: Any = WeakTensorKeyDictionary()  # of a view: the tensor it is a view of, and the operation
+        self._raw: Any = WeakTensorKeyDictionary()  # what only moved entries of an input so far
         one: dict[int, list[str]] = {}
-        for name in layouts:
-            one.setdefault(id(leaves[name]), []).append(name)
+        for name, x in known.items():
+            one.setdefault(id(x), []).append(name)
         for names in one.values():
             self.places.unite(names)
-            _, make = layouts[names[0]]
-            self._marks[leaves[names[0]]] = make(self, names[0], leaves[names[0]])
+            self._raw[leaves[names[0]]] = Leaf(names, leaves[names[0]], self.places).start
+
+    def mark(self, x: Any) -> Mark | None:
+        """The companion of a tensor; None for what is not followed."""
+        if isinstance(x, Tensor) and x in self._raw:
+            self._marks[x] = self._raw.pop(x).mark(self.places)
+        return super().mark(x)
+
+    def kept(self, x: Tensor) -> Mark | Raw | None:
+        """The companion of a tensor, which may be one that the rest of the pass tells more of, see `Raw.mark`."""
+        return self._raw.get(x) or super().mark(x)
 
     def follow(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], returned: Any) -> None:
         """Take note of one operation of the dispatcher that has run."""
@@ -98,7 +111,7 @@ class Origins(Marks):
 
     def ids(self, x: Shaped[Tensor, "..."], *but: int) -> Int[Tensor, "..."]:
         """The ids of a tensor without the axes `but`; -1 where they differ along these, 0 where `x` is not followed."""
-        mark = self._marks.get(x)
+        mark = self.mark(x)
         shape = [size for axis, size in enumerate(x.shape) if axis not in {i % x.ndim for i in but}]
         if mark is None:
             return torch.zeros(shape, dtype=torch.int64)
@@ -113,7 +126,7 @@ class Origins(Marks):
     def give(self, x: Shaped[Tensor, "..."], ids: Int[Tensor, "..."], *but: int) -> None:
         """Give a tensor these ids, constant along the axes `but`."""
         array = np.expand_dims(ids.cpu().numpy(), tuple(i % x.ndim for i in but))
-        known = self._marks.get(x)
+        known = self.mark(x)
         if known is None or not np.array_equal(known.ids, array):
             self._marks[x] = Mark(array)
 
@@ -161,15 +174,46 @@ class Origins(Marks):
             for i, out in enumerate(tensors_in(returned)):
                 if out is not args[0]:
                     self._views[out] = (args[0], rule, args, kwargs, i)
-        if not any(x in self._marks for x in tensors_in((args, tuple(kwargs.values())))):
-            return
+        given = list(tensors_in((args, tuple(kwargs.values()))))
         outs = list(tensors_in(returned))
+        if self._moves(func, rule, args, kwargs, given, outs):
+            return
+        if not any(x in self._marks for x in given):
+            return
         marks = rule(Operation(self, args, kwargs, outs[0] if len(outs) == 1 else outs))
         for out, mark in zip(outs, marks if isinstance(marks, list) else [marks], strict=False):
+            if mark is not None and is_lost(mark):
+                reasons = (m.lost_by for x in given if (m := self._marks.get(x)) and m.lost_by)
+                mark.lost_by = next(reasons, f"{func._opname} in {self.path!r}")
             self._set(out, mark, mutates)
 
+    def _moves(self, func: Any, rule: Rule, args: Any, kwargs: Any, given: list[Tensor], outs: list[Tensor]) -> bool:
+        """Follow an operation on what is still raw: whether it only moves it. If not, what it takes for channels is told."""
+        raws = [x for x in given if x in self._raw]
+        if not raws:
+            return False
+        others = any(x in self._marks or (x in self._raw and x is not raws[0]) for x in given)
+        if args and raws[0] is args[0] and not others:
+            found = moved(func, rule, args, kwargs, outs, self._raw[raws[0]])
+            if found is not None:
+                for out, raw in zip(outs, found, strict=True):
+                    self._keep_raw(out, raw)
+                return True
+        for x in raws:
+            if (channels := channels_of(func, args, x)) is not None:
+                self._raw[x].leaf.tell(self._raw[x], channels)
+            self.mark(x)
+        return False
+
+    def _keep_raw(self, x: Tensor, raw: Raw | None) -> None:
+        self._marks.pop(x, None)
+        if raw is None:
+            self._raw.pop(x, None)
+        else:
+            self._raw[x] = raw
+
     def _set(self, x: Tensor, mark: Mark | None, mutates: bool) -> None:
-        before = self._marks.get(x)
+        before = self.mark(x)
         if mark is before or (before and mark and not mark.lattice and same_marks(before, mark)):
             return
         if mark is None:
@@ -182,7 +226,7 @@ class Origins(Marks):
     def _write_back(self, view: Tensor, mark: Mark | None) -> None:
         """Tell the tensor that `view` is a part of that this part has got other ids."""
         base, rule, args, kwargs, i = self._views[view]
-        before = self._marks.get(base)
+        before = self.mark(base)
         ids = np.broadcast_to(CONSTANT if before is None else before.ids, base.shape).copy()
         self._marks[base] = Mark(ids)
         part = rule(Operation(self, (base, *args[1:]), kwargs, view))
@@ -194,6 +238,10 @@ class Origins(Marks):
             self._marks[base] = lost_like(base)
         if base in self._views:
             self._write_back(base, self._marks[base])
+
+
+def _has_places(x: Tensor) -> bool:
+    return x.layout is torch.strided and not x.is_nested and x.numel() > 0 and x.ndim > 1
 
 
 @cache

@@ -107,7 +107,17 @@ def _scatter_part(op: Operation) -> Mark | None:
     return Mark(compressed(ids))
 
 
+def _sample(op: Operation) -> Mark | None:
+    """Values fetched from computed places: what comes out are the tokens that say where to, as those of queries come out of an attention."""
+    asking = op.mark(1)
+    if asking is None or not op.origins.places.has_parts(asking.ids):
+        return lost_like(op.out)
+    ids = op.origins.places.union(asking.ids, (asking.ids.ndim - 1,))
+    return Mark(np.expand_dims(ids[..., 0], 1))
+
+
 _NAMES: dict[Rule, str] = {
+    _sample: "grid_sampler_2d grid_sampler_3d cudnn_grid_sampler",
     _index: "index _unsafe_index",
     _put: "index_put _unsafe_index_put _index_put_impl",
     _index_select: "index_select",

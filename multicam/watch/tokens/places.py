@@ -1,7 +1,6 @@
 """Where on which input the tokens of one forward pass lie."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import permutations
 from math import ceil, prod
 
@@ -12,50 +11,12 @@ from torch import Tensor
 
 from multicam.errors import MulticamError
 from multicam.watch.reshape import Grid
+from multicam.watch.tokens.lattices import Lattice
 
 LOST, CONSTANT = -1, 0
 _MIXED, _OWN, _LOCAL = 0, 1, 2  # how much an id says about place: nothing, the whole input or no input, a part of it
 _NEAR = 1e-6  # of an input's side
 _PAIR = 1 << 31  # more than there are ids in a pass
-
-
-@dataclass(frozen=True)
-class Lattice:
-    """Regular grids of cells, one for each row of a tensor.
-
-    Attributes:
-        samples: The sample of each row `(rows,)`.
-        inputs: The inputs of each row as a bit mask `(rows,)`.
-        boxes: What each row's grid covers `(6 rows)`.
-        axes: The axes of the input (0 for z, 1 for y, 2 for x) along the grid's axes.
-        grid: How many cells there are along each.
-    """
-
-    samples: np.ndarray
-    inputs: np.ndarray
-    boxes: np.ndarray
-    axes: tuple[int, ...]
-    grid: Grid
-
-    def cells(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Samples, inputs and boxes `(6 n)` of all cells, those of the first row first; cells off the input are constant."""
-        rows, n = len(self.samples), prod(self.grid)
-        boxes = np.repeat(self.boxes, n, axis=1).reshape(6, rows, *self.grid)
-        for i, (axis, size) in enumerate(zip(self.axes, self.grid, strict=True)):
-            along = np.arange(size + 1).reshape(-1, *[1] * (len(self.grid) - 1 - i)) / size
-            low = self.boxes[axis].reshape(-1, *[1] * len(self.grid))
-            side = self.boxes[axis + 3].reshape(low.shape) - low
-            boxes[axis], boxes[axis + 3] = low + side * along[:-1], low + side * along[1:]
-        return np.repeat(self.samples, n), np.repeat(self.inputs, n), boxes.reshape(6, -1)
-
-    def extended(self, pads: tuple[tuple[int, int], ...], grid: Grid) -> "Lattice":
-        """`grid` cells over what these cells cover together with so many more of them before and behind each axis."""
-        boxes = self.boxes.copy()
-        for axis, size, (before, behind) in zip(self.axes, self.grid, pads, strict=True):
-            side = (self.boxes[axis + 3] - self.boxes[axis]) / size
-            boxes[axis] -= before * side
-            boxes[axis + 3] += behind * side
-        return Lattice(self.samples, self.inputs, boxes, self.axes, grid)
 
 
 class Places:
@@ -67,11 +28,15 @@ class Places:
     Attributes:
         names: The inputs.
 
+    `BY_AXES` is the name, on top of those of the inputs, for what stands for a place of whatever it comes from by its axes alone: a convolution made it
+    of entries whose own places were lost.
+
     Args:
-        axes: For each input which of the axes z, y, x (0, 1, 2) it has; words have (2,), images (1, 2), clips (0, 1, 2).
+        sizes: The size of each input along its axes of places, of which the last is x, the one before it y, then z: of words the number, of images
+            height and width.
 
     Example:
-        >>> places = Places({"rgb": (1, 2)})
+        >>> places = Places({"rgb": (32, 48)})
         >>> ids = torch.from_numpy(places.lay(places.whole("rgb", samples=1, grid=(2, 3))))
         >>> places.cells(ids[3:], "rgb")
         ((2, 3), tensor([3, 4, 5]))
@@ -79,15 +44,18 @@ class Places:
         'rgb 2 x 3'
     """
 
-    def __init__(self, axes: Mapping[str, tuple[int, ...]]) -> None:
-        self.names = tuple(axes)
-        self._axes = dict(axes)
-        self._bits = {name: 1 << i for i, name in enumerate(self.names)}
+    BY_AXES = ""
+
+    def __init__(self, sizes: Mapping[str, Sequence[int]]) -> None:
+        self.names = tuple(sizes)
+        self._most = max([3, *map(len, sizes.values())])  # axes
+        self.sizes = {name: tuple(size) for name, size in sizes.items()}
+        self._bits = {name: 1 << i for i, name in enumerate(self.names)} | {self.BY_AXES: 1 << 62}
         self._n = 1
         self._sample = np.full(1024, -1)
         self._inputs = np.zeros(1024, np.int64)
         self._level = np.zeros(1024, np.int64)
-        self._boxes = np.repeat([0.0, 1.0], 3)[:, None].repeat(1024, axis=1)
+        self._boxes = np.repeat([0.0, 1.0], self._most)[:, None].repeat(1024, axis=1)
         self._known: dict[bytes, np.ndarray] = {}
         self._slots: dict[int, tuple[int, int]] = {}  # of own tokens that nothing attends to yet: which one of how many
         self._one: dict[
@@ -109,8 +77,9 @@ class Places:
 
     @property
     def boxes(self) -> Float[Tensor, "n 6"]:
-        """`(z0 y0 x0 z1 y1 x1)` of each id as fractions of its inputs."""
-        return torch.from_numpy(self._boxes[:, : self._n].T)
+        """`(z0 y0 x0 z1 y1 x1)` of each id as fractions of its inputs; axes in front of these are left out."""
+        half = self._most
+        return torch.from_numpy(self._boxes[[*range(half - 3, half), *range(2 * half - 3, 2 * half)], : self._n].T)
 
     def inputs_of(self, token: int) -> tuple[str, ...]:
         """The names of the inputs that a token stands for; none for the model's own and for lost ones."""
@@ -119,7 +88,15 @@ class Places:
 
     def axes(self, name: str) -> int:
         """How many axes of space an input has."""
-        return len(self._axes[name])
+        return len(self.sizes[name])
+
+    def tell(self, name: str, size: Sequence[int]) -> None:
+        """From now on an input has these sizes along its axes of places; tokens of it must not have been laid before."""
+        self.sizes[name] = tuple(size)
+
+    def _axes(self, name: str) -> tuple[int, ...]:
+        n = self._most if name == self.BY_AXES else len(self.sizes[name])
+        return tuple(range(self._most - n, self._most))
 
     def select(self, ids: Int[Tensor, "*n"], onto: str) -> Bool[Tensor, "*n"]:
         """Which tokens stand for the input `onto`, alone or together with others."""
@@ -142,35 +119,64 @@ class Places:
             MulticamError: If the tokens have no such grid.
         """
         remedy = f'; where the model\'s code tells the place, say it with layouts={{"{onto}": tokens(rows, columns, prefix=…)}}'
-        lost = int((~self.select(ids, onto)).sum())
+        try:
+            sides, flat = self.tiling(ids.cpu().numpy(), onto)
+        except MulticamError as error:
+            raise MulticamError(f"{error}{remedy}") from None
+        if (np.array(sides) > 1 - _NEAR).all():
+            raise MulticamError(f"each token stands for the whole of {onto!r}, so it has no place on it{remedy}")
+        if len(np.unique(flat)) != len(flat):
+            raise MulticamError(f"several of the tokens stand for the same part of {onto!r}{remedy}")
+        return cells_of(sides), torch.from_numpy(flat)
+
+    def tiling(self, ids: np.ndarray, onto: str) -> tuple[tuple[float, ...], np.ndarray]:
+        """The sides of the tokens' boxes along each axis of an input, in fractions of it, and the cell of each among all that have such sides.
+
+        Raises:
+            MulticamError: If the boxes tile nothing.
+        """
+        lost = int((~self._stand_for(ids, onto)).sum())
         if lost or not len(ids):
             raise MulticamError(
                 f"{lost} of {len(ids)} tokens do not stand for input {onto!r} as far as could be followed: "
-                f"{self.describe(ids)}{remedy}"
+                f"{self.describe(torch.from_numpy(ids))}"
             )
-        axes = np.array(self._axes[onto])
-        table = self._boxes[:, ids.cpu().numpy()]
-        low, side = table[axes], table[axes + 3] - table[axes]
-        if np.ptp(side, axis=1).max() > _NEAR:
-            sizes = sorted({" x ".join(f"{x:.3g}" for x in column) for column in side.T})
+        axes = np.array(self._axes(onto))
+        table = self._boxes[:, ids]
+        low, high = table[axes], table[axes + self._most]
+        side = (high - low).max(1, keepdims=True)
+        # What is merged with padding stands for a smaller part, at the edge of the input.
+        whole = (np.abs(high - low - side) < _NEAR) | (np.abs(high - 1) < _NEAR)
+        if not whole.all():
+            sizes = sorted({" x ".join(f"{x:.3g}" for x in column) for column in (high - low).T})
             raise MulticamError(
                 f"the tokens cover parts of {onto!r} of {len(sizes)} sizes (in fractions of it: {', '.join(sizes[:4])}), "
-                f"so they are no grid{remedy}"
+                "so they are no grid"
             )
         # Equal boxes are a grid if they begin at whole multiples of their side: cell = low / side along each axis. A last cell that the input cuts
         # short (1 / side is no whole number) counts as a whole one.
-        side = side[:, :1]
-        if (side > 1 - _NEAR).all():
-            raise MulticamError(f"each token stands for the whole of {onto!r}, so it has no place on it{remedy}")
         index = np.rint(low / side)
         if np.abs(low / side - index).max() > 0.01:
-            raise MulticamError(f"the tokens' parts of {onto!r} lie beside a grid of their size{remedy}")
-        grid = tuple(ceil(1 / x - 0.01) for x in side[:, 0])
-        inside = (index >= 0).all() and (index < np.array(grid)[:, None]).all()
-        flat = np.ravel_multi_index(tuple(index.astype(np.int64)), grid) if inside else np.zeros(2, np.int64)
-        if len(np.unique(flat)) != len(flat):
-            raise MulticamError(f"several of the tokens stand for the same part of {onto!r}{remedy}")
-        return grid, torch.from_numpy(flat)
+            raise MulticamError(f"the tokens' parts of {onto!r} lie beside a grid of their size")
+        sides = tuple(map(float, side[:, 0]))
+        grid = cells_of(sides)
+        if (index < 0).any() or (index >= np.array(grid)[:, None]).any():
+            raise MulticamError(f"some of the tokens' parts of {onto!r} lie outside of it")
+        return sides, np.ravel_multi_index(tuple(index.astype(np.int64)), grid)
+
+    def on(self, ids: np.ndarray, onto: str) -> np.ndarray:
+        """Which tokens stand for a part of an input, and which for the whole where none stands for a part."""
+        there = self._stand_for(ids, onto)
+        local = there & (self._level[ids] == _LOCAL)
+        return local if local.any() else there
+
+    def _stand_for(self, ids: np.ndarray, onto: str) -> np.ndarray:
+        found: np.ndarray = (ids > 0) & (self._inputs[ids] & self._bits[onto] != 0)
+        return found
+
+    def has_parts(self, ids: np.ndarray) -> bool:
+        """Whether any of these tokens stands for a part of an input."""
+        return bool(((ids > 0) & (self._level[ids] == _LOCAL)).any())
 
     def describe(self, ids: Int[Tensor, "*n"]) -> str:
         """The tokens of one row in words: `1 own + rgb 14 x 14`."""
@@ -205,7 +211,7 @@ class Places:
     # What follows is for `multicam.watch.tokens.origins`, on arrays.
 
     def add(self, samples: np.ndarray, inputs: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-        """Fresh ids `(n,)` for these samples `(n,)`, bit masks `(n,)` and boxes `(6 n)`."""
+        """Fresh ids `(n,)` for these samples `(n,)`, bit masks `(n,)` and boxes `(2a n)`."""
         start, stop = self._n, self._n + len(samples)
         if stop > len(self._sample):
             room = max(stop, 2 * len(self._sample)) - len(self._sample)
@@ -214,7 +220,7 @@ class Places:
             )
             self._boxes = np.pad(self._boxes, ((0, 0), (0, room)))
         self._n = stop
-        everything = ((boxes[:3] < _NEAR) & (boxes[3:] > 1 - _NEAR)).all(0)
+        everything = ((boxes[: self._most] < _NEAR) & (boxes[self._most :] > 1 - _NEAR)).all(0)
         self._sample[start:stop] = samples
         self._inputs[start:stop] = inputs
         self._boxes[:, start:stop] = boxes
@@ -229,7 +235,7 @@ class Places:
     def fresh(self, samples: np.ndarray) -> np.ndarray:
         """Fresh ids for tokens of the model's own, of these samples, in their shape; lost where the sample is negative."""
         flat = samples.reshape(-1)
-        boxes = np.repeat([0.0, 1.0], 3)[:, None].repeat(flat.size, axis=1)
+        boxes = np.repeat([0.0, 1.0], self._most)[:, None].repeat(flat.size, axis=1)
         ids = self.add(flat, np.zeros(flat.size, np.int64), boxes)
         n = samples.shape[-1]
         self._slots |= {token: (i % n, n) for i, token in enumerate(ids.tolist())}
@@ -251,14 +257,14 @@ class Places:
     def whole(self, name: str, samples: int, grid: Grid) -> Lattice:
         """A grid over the whole of an input, for each sample."""
         bit = np.full(samples, self._bits[name])
-        boxes = np.repeat([0.0, 1.0], 3)[:, None].repeat(samples, axis=1)
-        return Lattice(np.arange(samples), bit, boxes, self._axes[name][-len(grid) :] if grid else (), grid)
+        boxes = np.repeat([0.0, 1.0], self._most)[:, None].repeat(samples, axis=1)
+        return Lattice(np.arange(samples), bit, boxes, self._axes(name)[-len(grid) :] if grid else (), grid)
 
     def lay(self, lattice: Lattice) -> np.ndarray:
         """Fresh ids for the cells of a lattice, flat."""
         samples, inputs, boxes = lattice.cells()
         ids = self.add(samples, inputs, boxes)
-        off = (boxes[:3] > 1 - _NEAR).any(0) | (boxes[3:] < _NEAR).any(0)
+        off = (boxes[: self._most] > 1 - _NEAR).any(0) | (boxes[self._most :] < _NEAR).any(0)
         return np.where(off, CONSTANT, ids) if off.any() else ids
 
     def samples(self, ids: np.ndarray) -> np.ndarray:
@@ -298,8 +304,10 @@ class Places:
         if new.any():
             rows, counted = rows[new], counted[new]
             boxes = [
-                np.where(counted, side[rows], empty).min(1) if i < 3 else np.where(counted, side[rows], empty).max(1)
-                for i, (side, empty) in enumerate(zip(self._boxes, (2.0,) * 3 + (-2.0,) * 3, strict=True))
+                np.where(counted, side[rows], 2.0).min(1)
+                if i < self._most
+                else np.where(counted, side[rows], -2.0).max(1)
+                for i, side in enumerate(self._boxes)
             ]
             inputs = np.bitwise_or.reduce(np.where(counted, self._inputs[rows], 0), axis=1)
             result[new] = self.add(one[new], inputs, np.stack(boxes))
@@ -329,7 +337,7 @@ class Places:
         key = b"joined" + codes.tobytes()
         if key not in self._known:
             self._known[key] = self._joined(codes // _PAIR - 1, codes % _PAIR - 1)
-        return self._known[key][back].reshape(np.broadcast_shapes(a.shape, b.shape))
+        return np.asarray(self._known[key][back]).reshape(np.broadcast_shapes(a.shape, b.shape))
 
     def _joined(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         # Whoever says more about place wins. Two parts (`both`) that differ are
@@ -350,7 +358,8 @@ class Places:
             self._become(int(a[i]), [int(a[i]), int(b[i])])
         if new.any():
             first, second = self._boxes[:, a[new]], self._boxes[:, b[new]]
-            boxes = np.concatenate([np.minimum(first[:3], second[:3]), np.maximum(first[3:], second[3:])])
+            half = self._most
+            boxes = np.concatenate([np.minimum(first[:half], second[:half]), np.maximum(first[half:], second[half:])])
             result[new] = self.add(self._sample[a[new]], inputs[new], boxes)
         return np.where(mixed | (a < 0) | (b < 0), LOST, result)
 
@@ -373,12 +382,18 @@ class Places:
         # A grid lies over its outermost cells. Which axis of the tensor is which of the input is tried out, the usual order first: the cells of
         # the right lattice are these boxes.
         table = self._boxes[:, rows]
-        boxes = np.concatenate([table[:3].min(2), table[3:].max(2)])
-        for axes in sorted(permutations(range(3), n), key=_unusual):
+        half = self._most
+        boxes = np.concatenate([table[:half].min(2), table[half:].max(2)])
+        for axes in sorted(permutations(range(half), n), key=_unusual):
             found = Lattice(self._sample[first[:, 0]], self._inputs[first[:, 0]], boxes, axes, inner.shape[1:])
-            if np.abs(found.cells()[2] - table.reshape(6, -1)).max() < _NEAR:
+            if np.abs(found.cells()[2] - table.reshape(2 * half, -1)).max() < _NEAR:
                 return found, tuple(pads)
         return None
+
+
+def cells_of(sides: tuple[float, ...]) -> Grid:
+    """How many cells with these sides, in fractions of an input, cover it."""
+    return tuple(ceil(1 / side - 0.01) for side in sides)
 
 
 def _mixed(ids: np.ndarray) -> np.ndarray:

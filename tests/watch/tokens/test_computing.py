@@ -120,7 +120,7 @@ def test_a_row_that_is_repeated_over_columns_has_no_columns() -> None:
         rows = x.mean(3, keepdim=True).expand(2, 3, 16, 16)
         return F.avg_pool2d(rows, 2)
 
-    assert parts(*after(op, X), 1) == ["64 unknown"] * 2
+    assert parts(*after(op, X), 1) == ["64 of x"] * 2
 
 
 def test_channels_with_places_of_their_own_are_united_also_of_a_single_sample() -> None:

@@ -3,27 +3,21 @@
 from math import prod
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from multicam.watch.tokens.marks import (
     Mark,
-    Marks,
     broadcast,
-    channels_are_last,
     compressed,
     is_lost,
-    layout_of,
     lost_like,
     same_marks,
-    same_rows,
     to_numpy,
     viewed,
 )
-from multicam.watch.tokens.places import LOST, Places
+from multicam.watch.tokens.places import LOST
 
 SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=4)
 
@@ -89,49 +83,6 @@ def test_ids_of_pixels_are_made_once_and_when_somebody_asks() -> None:
     assert mark.at(4).ids.shape == (1, 1, 2, 2)
 
 
-@pytest.mark.parametrize(
-    ("x", "axes", "shape"),
-    [
-        (torch.rand(2, 3, 16, 20), (1, 2), (2, 1, 16, 20)),
-        (torch.rand(2, 16, 20, 3), (1, 2), (2, 16, 20, 1)),
-        (torch.rand(2, 3, 8, 16, 20), (0, 1, 2), (2, 1, 8, 16, 20)),
-        (torch.rand(2, 8, 3, 16, 20), (0, 1, 2), (2, 8, 1, 16, 20)),
-        (torch.ones(2, 7, dtype=torch.int64), (2,), (2, 7)),
-        (torch.ones(2, 16, 20, dtype=torch.int64), (1, 2), (2, 16, 20)),
-        (torch.rand(2, 7, 32), (1, 2), (2, 7, 1)),
-        (torch.rand(2, 9), (2,), (2, 1)),
-    ],
-    ids=["image", "channels last", "clip", "frames first", "words", "labels", "features", "vector"],
-)
-def test_every_leaf_has_an_id_for_each_place_and_sample(
-    x: Tensor, axes: tuple[int, ...], shape: tuple[int, ...]
-) -> None:
-    found = layout_of(x)
-    assert found is not None and found[0] == axes
-    marks = Marks({"x": axes})
-    mark = found[1](marks, "x", x)
-    assert len(marks.places) <= 1 + prod(shape)
-    assert mark.shape == shape and mark.ids.shape == shape
-    ids = torch.from_numpy(mark.ids).flatten(1)
-    assert len(ids.unique()) == ids.numel() and (ids > 0).all()
-    assert torch.equal(marks.places.sample[ids], torch.arange(2)[:, None].expand(ids.shape))
-    boxes = marks.places.boxes[ids[0]]
-    sides = (boxes[:, 3:] - boxes[:, :3]).prod(1)
-    torch.testing.assert_close(sides, torch.full_like(sides, 1 / ids.shape[1]))  # together they are the input
-
-
-def test_what_is_not_followed_has_no_layout() -> None:
-    for x in (torch.rand(3), torch.rand(2, 0), torch.eye(3).to_sparse(), "text", None):
-        assert layout_of(x) is None
-
-
-def test_channels_are_last_only_where_they_may_be_colour_and_nothing_else_is() -> None:
-    assert channels_are_last(torch.rand(2, 8, 9, 3)) and channels_are_last(torch.rand(2, 8, 9, 1))
-    assert not channels_are_last(torch.rand(2, 3, 9, 3))
-    assert not channels_are_last(torch.rand(2, 8, 9, 5))
-    assert not channels_are_last(torch.rand(2, 8, 3))
-
-
 def test_lost_is_for_values_alone() -> None:
     lost = lost_like(torch.rand(2, 3))
     assert lost is not None and lost.ids.tolist() == [[LOST]] and is_lost(lost)
@@ -155,12 +106,3 @@ def test_some_axes_at_their_full_size() -> None:
     found = broadcast(ids, (2, 5, 3, 4), 2, 3)
     assert found.shape == (2, 1, 3, 4)
     assert np.array_equal(found, ids.repeat(4, 3))
-
-
-def test_lattices_are_the_same_by_what_their_cells_cover() -> None:
-    places = Places({"x": (1, 2), "y": (1, 2)})
-    lattice = places.whole("x", 2, (4, 6))
-    assert same_rows(lattice, places.whole("y", 2, (4, 6)))
-    part = lattice.extended(((0, -2), (0, 0)), (4, 6))
-    for other in (places.whole("x", 2, (4, 5)), places.whole("x", 2, (5, 7)), places.whole("x", 3, (4, 6)), part):
-        assert not same_rows(lattice, other) and not same_rows(other, lattice)

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from multicam import MulticamError
-from multicam.watch.tokens.places import Lattice, Places
+from multicam.watch.tokens.lattices import Lattice
+from multicam.watch.tokens.places import Places
 
-AXES = {"rgb": (1, 2), "depth": (1, 2), "text": (2,), "clip": (0, 1, 2)}
+SIZES = {"rgb": (32, 32), "depth": (32, 32), "text": (5,), "clip": (8, 32, 32)}
 
 
 def lay(places: Places, name: str, *grid: int, samples: int = 1) -> Tensor:
@@ -19,7 +20,7 @@ def lay(places: Places, name: str, *grid: int, samples: int = 1) -> Tensor:
 
 @given(st.permutations(range(12)), st.integers(1, 12))
 def test_cells_are_found_in_any_order_and_with_some_absent(order: list[int], kept: int) -> None:
-    places = Places(AXES)
+    places = Places(SIZES)
     ids = lay(places, "rgb", 3, 4)
     grid, flat = places.cells(ids[order[:kept]], "rgb")
     assert grid == (3, 4)
@@ -28,7 +29,7 @@ def test_cells_are_found_in_any_order_and_with_some_absent(order: list[int], kep
 
 @pytest.mark.parametrize(("name", "grid"), [("text", (7,)), ("rgb", (14, 9)), ("clip", (4, 3, 2))])
 def test_an_input_has_as_many_axes_as_its_grid(name: str, grid: tuple[int, ...]) -> None:
-    places = Places(AXES)
+    places = Places(SIZES)
     ids = lay(places, name, *grid, samples=3)
     n = len(ids) // 3
     for sample, row in enumerate(ids.split(n)):
@@ -39,7 +40,7 @@ def test_an_input_has_as_many_axes_as_its_grid(name: str, grid: tuple[int, ...])
 
 
 def test_the_table_grows_without_losing_rows() -> None:
-    places = Places(AXES)
+    places = Places(SIZES)
     first = lay(places, "rgb", 2, 2)
     before = places.boxes[first].clone()
     more = lay(places, "depth", 100, 100, samples=2)
@@ -52,7 +53,7 @@ def test_the_table_grows_without_losing_rows() -> None:
 
 
 def test_tokens_stand_for_the_inputs_that_they_come_from() -> None:
-    places = Places(AXES)
+    places = Places(SIZES)
     rgb, depth = lay(places, "rgb", 2, 2), lay(places, "depth", 2, 2)
     both = torch.from_numpy(places.joined(rgb.numpy(), depth.numpy()))
     ids = torch.cat([torch.tensor([-1, 0]), rgb[:1], depth[:1], both[:1]])
@@ -62,7 +63,7 @@ def test_tokens_stand_for_the_inputs_that_they_come_from() -> None:
 
 
 def test_what_meets_keeps_its_place() -> None:
-    places = Places(AXES)
+    places = Places(SIZES)
     rgb, depth, fine = (lay(places, *args).numpy() for args in (("rgb", 2, 2), ("depth", 2, 2), ("rgb", 4, 1)))
     own = places.fresh(np.zeros(4, np.int64))
     whole = places.union(rgb, (0,)).repeat(4)
@@ -81,7 +82,7 @@ def test_what_meets_keeps_its_place() -> None:
 
 
 def test_a_union_covers_all_and_is_the_same_in_any_order() -> None:
-    places = Places(AXES)
+    places = Places(SIZES)
     ids = lay(places, "rgb", 4, 4).numpy().reshape(2, 2, 2, 2)
     merged = places.union(ids, (1, 3))
     assert merged.shape == (2, 1, 2, 1)
@@ -97,7 +98,7 @@ def test_a_union_covers_all_and_is_the_same_in_any_order() -> None:
 
 
 def test_a_lattice_is_known_by_its_ids() -> None:
-    places = Places(AXES)
+    places = Places(SIZES)
     ids = lay(places, "rgb", 4, 6, samples=2).numpy().reshape(2, 4, 6)
     lattice, pads = places.lattice(np.pad(ids, ((0, 0), (1, 0), (0, 2)))) or pytest.fail("a padded grid is one")
     assert (lattice.grid, lattice.axes, pads) == ((4, 6), (1, 2), ((1, 0), (0, 2)))
@@ -113,7 +114,7 @@ def test_a_lattice_is_known_by_its_ids() -> None:
 
 
 def test_cells_beyond_the_input_are_padding() -> None:
-    places = Places(AXES)
+    places = Places(SIZES)
     image = places.whole("rgb", 1, (8, 8))
     ids = torch.from_numpy(places.lay(image.extended(((0, 4), (0, 2)), (3, 3)))).view(3, 3)
     assert (ids > 0).tolist() == [[True] * 3, [True] * 3, [False] * 3]
@@ -123,7 +124,7 @@ def test_cells_beyond_the_input_are_padding() -> None:
 
 
 def test_what_is_no_grid_is_refused() -> None:
-    places = Places(AXES)
+    places = Places(SIZES)
     coarse, fine = lay(places, "rgb", 2, 2), lay(places, "rgb", 4, 4)
     whole = torch.from_numpy(places.union(fine.numpy(), (0,)))
     box = np.array([[0, 0.125, 0.25, 1, 0.375, 0.5]]).T
@@ -146,7 +147,7 @@ def test_what_is_no_grid_is_refused() -> None:
 
 
 def test_tokens_in_words() -> None:
-    places = Places(AXES)
+    places = Places(SIZES)
     own = torch.from_numpy(places.fresh(np.zeros(2, np.int64)))
     rgb, text = lay(places, "rgb", 4, 4), lay(places, "text", 5)
     whole = torch.from_numpy(places.union(rgb.numpy(), (0,)))

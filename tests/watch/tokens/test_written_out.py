@@ -448,7 +448,7 @@ def check(model: Written, x: Tensor, y: Tensor) -> None:
     for row, column, (sample, queries, keys) in zip(call.rows, call.columns, tokens, strict=True):
         for ids, numbers, n in ((row, queries, x.shape[1]), (column, keys, y.shape[1])):
             if ids is column or truth.q_known:
-                first = (places.boxes[ids, 1] * n).round()
+                first = (places.boxes[ids, 2] * n).round()
                 assert first.where(ids > 0, -1).tolist() == numbers, "tokens are counted in order"
             assert places.sample[ids][ids > 0].unique().tolist() == [sample]
 
