@@ -19,6 +19,7 @@ from multicam.errors import MulticamError
 from multicam.maps import Maps
 from multicam.watch.finite import first
 from multicam.watch.layers import Layer, LayerLike, Taps
+from multicam.watch.placing import Placed
 from multicam.watch.trace import Site, Trace
 from multicam.watch.undisturbed import unwrapped
 
@@ -110,6 +111,7 @@ class CAM(ABC, Generic[L]):
         if not signed:
             _warn_if_negative(type(self).__name__, site, saliency)
         density = saliency * prod(saliency.shape[1:])
+        _warn_if_by_axes(type(self).__name__, site)
         if site.name not in self._placed:
             refuse_unseen(site)
             self._placed.add(site.name)
@@ -188,6 +190,15 @@ def _warn_if_negative(method: str, site: Site, saliency: Float[Tensor, "b *grid"
         _warn(
             f"{_of(method, site, negative)} is empty: all its evidence is negative; signed=True shows it"
             + (averaged if "grads" in vars(site) else "")
+        )
+
+
+def _warn_if_by_axes(method: str, site: Site) -> None:
+    reshape = site.layer.reshape
+    if isinstance(reshape, Placed) and reshape.by_axes:
+        _warn(
+            f"{method} of layer {shown(site)!r}: where its entries come from was lost on the way (behind a warp, a transform or a sort), so by the axes of "
+            f"a convolution alone its map is laid on {reshape.onto!r} from corner to corner; take a layer in front of that for places that are followed"
         )
 
 

@@ -16,9 +16,9 @@ from multicam.errors import MulticamError
 from multicam.maps import resized
 from multicam.watch.backward import gradients
 from multicam.watch.finite import Asked, check_gradient
+from multicam.watch.layer_table import list_layers
 from multicam.watch.layers import Layer, Tap, Taps
 from multicam.watch.reshape import Reshape
-from multicam.watch.survey import list_layers
 from multicam.watch.undisturbed import undisturbed, unwrapped
 
 BIASED = nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.Linear
@@ -145,7 +145,7 @@ def full_gradients(
     # The last of these is for models that cannot be trained as they are: they write into what backward will need.
     part = ("full gradients", *taps.names, *names)
     with undisturbed(model, graph=True, call=call, part=part) as memory, allow_mutation_on_saved_tensors():
-        with taps.observe(call.batch, record) as seen:
+        with taps.observe(record) as seen:
             returned = memory.call.map(with_gradient).run(model)
         scorer = Scorer(target, output)
         picked = select_output(returned, output)
@@ -155,13 +155,15 @@ def full_gradients(
         if not scores.requires_grad:
             raise _unreached(names[0])
         wanted = [*images.values(), *(records[i] for i in range(len(biased)))]
-        found = gradients(scores.sum(), wanted)
+        reached = [x for x in wanted if x.requires_grad]
+        gradient_of = dict(zip(map(id, reached), gradients(scores.sum(), reached), strict=True))
+        found = [gradient_of.get(id(x)) for x in wanted]
     terms: dict[str, list[Tensor]] = {name: [] for name in names}
     for (_, owner, bias), tap, gradient in zip(biased, seen, found[len(images) :], strict=True):
-        assert tap.reshape is not None
+        assert tap.layer.reshape is not None
         if gradient is not None:  # else the layer leads to another output
             check_gradient(gradient, f"layer {tap.label!r}")
-            terms[owner].append(_product(bias, wide(gradient), tap.reshape))
+            terms[owner].append(_product(bias, wide(gradient), tap.layer.reshape))
     for (name, image), gradient in zip(images.items(), found, strict=False):
         if gradient is None:
             raise _unreached(name)
@@ -196,7 +198,7 @@ def _biased_calls(model: nn.Module, call: Inputs, names: Sequence[str]) -> list[
         if bias is None or info.grid is None or len(info.sees) != 1 or info.sees[0] not in names:
             continue
         if len(info.grid) == _axes(call.leaves[info.sees[0]]):
-            found.append((Layer(module, call=int(number or 0)), info.sees[0], bias))
+            found.append((Layer(module, call=int(number or 0), reshape=info.reshape), info.sees[0], bias))
     return found
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from multicam.call.inputs import Inputs, frames_second
 from multicam.errors import MulticamError
 from multicam.maps import resized
+from multicam.watch.placing import Placed
 from multicam.watch.reshape import Tokens
 from multicam.watch.trace import Site
 
@@ -16,10 +17,12 @@ ONLY = ""  # the name inside of a single, unnamed layer, which no input can have
 
 def laid(grid_map: Float[Tensor, "b *grid"], site: Site) -> Tensor:
     """The map on the input it belongs to, at that input's size; on its own grid where it belongs to none."""
-    inputs = site.trace.inputs
+    inputs, reshape = site.trace.inputs, site.layer.reshape
     name, said = input_of(site, inputs)
     if name is None:
         return grid_map
+    if isinstance(reshape, Placed) and reshape.onto == name and grid_map.shape[1:] == reshape.grid:
+        return reshape.laid(grid_map)
     size = spatial_size(inputs.leaves[name], tuple(grid_map.shape[1:]), isinstance(site.layer.reshape, Tokens))
     if size is None:
         if not said:

@@ -33,7 +33,7 @@ def add(command: Callable[..., Command]) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from multicam.call.files import blame
-    from multicam.watch.survey import list_layers
+    from multicam.watch.layer_table import list_layers
 
     model, inputs = loaded(args)
     with blame("running the model"):

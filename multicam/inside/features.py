@@ -13,6 +13,7 @@ from multicam.call.inputs import Inputs
 from multicam.errors import MulticamError, out_of_memory
 from multicam.watch.convolved import Convolved
 from multicam.watch.layers import LayerLike, Tap, Taps
+from multicam.watch.survey import located
 from multicam.watch.undisturbed import module_paths, undisturbed, unwrapped
 
 Kind = Literal["dense", "depthwise", "grouped", "pointwise"]
@@ -58,15 +59,15 @@ def _observed(model: nn.Module, inputs: Any, layers: Mapping[str, LayerLike]) ->
     if not layers:
         raise MulticamError("no layer to look at; list_layers(model, inputs) shows those there are")
     call = Inputs.of(inputs).bind(model)
-    batch = call.batch
+    batch, found_layers = call.batch, located(model, call, layers)
     found: dict[int, Tensor] = {}
 
     def keep(i: int, tap: Tap, x: Tensor) -> Tensor:
         found[i] = tap.grid(x, batch).clone()  # what is behind the layer may write into its output
         return x
 
-    taps = Taps(model, list(layers.values()))
-    with undisturbed(model, graph=False, call=call) as memory, taps.observe(batch, keep):
+    taps = Taps(model, list(found_layers.values()))
+    with undisturbed(model, graph=False, call=call) as memory, taps.observe(keep):
         memory.call.run(model)
     return {name: found[i] for i, name in enumerate(layers)}
 

@@ -16,8 +16,9 @@ from multicam.errors import MulticamError
 from multicam.watch.finite import holding
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
 from multicam.watch.memory import Memory
-from multicam.watch.reshape import Reshape, as_it_is
+from multicam.watch.reshape import as_it_is
 from multicam.watch.rows import settled
+from multicam.watch.survey import located_for_any_number
 
 Read = Callable[[Inputs], Tensor]
 
@@ -128,10 +129,10 @@ def _of_layer(
     model: nn.Module, one: Inputs, layer: Layer, channel: SupportsIndex | Sequence[int] | None, at: Sequence[int] | None
 ) -> tuple[tuple[str, ...], Read]:
     """What is read of a layer, once a pass has shown its shape."""
-    if layer.reshape is None and _acts(model, one, replace(layer, reshape=as_it_is))[0].ndim == 2:
+    if layer.reshape is None and _acts(model, one, replace(layer, reshape=as_it_is)).ndim == 2:
         layer = replace(layer, reshape=_one_cell)
-    acts, reshape = _acts(model, one, layer)
-    layer = replace(layer, reshape=reshape)
+    layer = located_for_any_number(model, one, {"": layer})[""]
+    acts = _acts(model, one, layer)
     channels = None if channel is None else _numbers("channel", channel, acts.shape[1])
     cell: tuple[Any, ...] = ()
     if at is not None:
@@ -141,7 +142,7 @@ def _of_layer(
         cell = tuple(_numbers("place", i, side)[0] for i, side in zip(at, grid, strict=True))
 
     def read(call: Inputs) -> Tensor:
-        acts, _ = _acts(model, call, layer)
+        acts = _acts(model, call, layer)
         seen = acts[:, :, *cell] if cell else acts.flatten(2).mean(2) if channels else acts.flatten(1)
         return seen[range(len(seen)), channels] if channels else seen.square().mean(1)
 
@@ -166,17 +167,17 @@ def _of_target(model: nn.Module, one: Inputs, target: TargetLike, output: Output
     return (repr(chosen),) * n, read
 
 
-def _acts(model: nn.Module, call: Inputs, layer: Layer) -> tuple[Float[Tensor, "n c *grid"], Reshape]:
-    """A layer's output in one pass, and the reshape that makes a grid of it."""
-    found: list[tuple[Tensor, Reshape]] = []
+def _acts(model: nn.Module, call: Inputs, layer: Layer) -> Float[Tensor, "n c *grid"]:
+    """A layer's output in one pass, as the grid that its reshape makes of it."""
+    found: list[Tensor] = []
 
     def keep(i: int, tap: Tap, x: Tensor) -> Tensor:
-        assert tap.reshape is not None
-        acts = tap.reshape(x.clone())
-        found.append((acts.to(torch.promote_types(acts.dtype, torch.float32)), tap.reshape))
+        assert layer.reshape is not None
+        acts = layer.reshape(x.clone())
+        found.append(acts.to(torch.promote_types(acts.dtype, torch.float32)))
         return x.detach().clone()  # what follows needs no graph
 
-    with Taps(model, [layer]).observe(call.batch, keep):
+    with Taps(model, [layer]).observe(keep):
         call.run(model)
     return found[0]
 

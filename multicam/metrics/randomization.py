@@ -18,7 +18,7 @@ from multicam.maps import Maps
 from multicam.metrics.explanations import Explain, explained_maps, refuse_not_finite
 from multicam.metrics.localization import agreement
 from multicam.printing import aligned, progress
-from multicam.watch.survey import list_layers
+from multicam.watch.layer_table import list_layers
 from multicam.watch.trace import Trace
 from multicam.watch.undisturbed import LOCK, find_module, undisturbed, unwrapped
 

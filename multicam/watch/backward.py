@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import CheckpointError
 
 from multicam.errors import out_of_memory
+from multicam.watch.hooks import Kernels
 
 
 def gradients(
@@ -45,7 +46,7 @@ def in_common_layouts(modules: Iterable[nn.Module]) -> None:
     """Hooks by which the normalisations among these modules are given inputs in a common layout."""
     for module in modules:
         if isinstance(module, _NormBase):
-            module.register_forward_pre_hook(_first_laid_out)
+            module.register_forward_pre_hook(Kernels(_first_laid_out))
 
 
 def _first_laid_out(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

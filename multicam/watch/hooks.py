@@ -81,15 +81,39 @@ def before(module: nn.Module, hook: Before) -> RemovableHandle:
     return module.register_forward_pre_hook(HeardBefore(hook), prepend=True, with_kwargs=True)
 
 
+class Kernels:
+    """A hook by which a pass takes other kernels of PyTorch's; it changes nothing, and hears whoever calls.
+
+    Args:
+        hook: Called as PyTorch calls a hook.
+    """
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self._hook = hook
+
+    def __call__(self, *given: Any) -> Any:
+        """What the hook returns."""
+        return self._hook(*given)
+
+
 def others(module: nn.Module) -> list[Any]:
     """The hooks on a module that are not of a pass, those for all modules among them."""
+    return [hook for _, hook in _others(module)]
+
+
+def numbers_of_others(module: nn.Module) -> list[int]:
+    """The numbers of these hooks, which no hook that comes later has."""
+    return [number for number, _ in _others(module)]
+
+
+def _others(module: nn.Module) -> list[tuple[int, Any]]:
     everybody = (
         module._forward_pre_hooks,
         module._forward_hooks,
         registry._global_forward_pre_hooks,
         registry._global_forward_hooks,
     )
-    return [hook for hooks in everybody for hook in hooks.values() if not isinstance(hook, Heard | HeardBefore)]
+    return [each for hooks in everybody for each in hooks.items() if not isinstance(each[1], Heard | HeardBefore | Kernels)]
 
 
 def has_others(module: nn.Module) -> bool:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from multicam.call.inputs import Inputs, wide
 from multicam.call.tree import leaves, rebuild, resolve
 from multicam.errors import MulticamError, unknown
-from multicam.watch.grids import Grids
 from multicam.watch.hooks import after
 from multicam.watch.module_calls import alike, tensors_of
 from multicam.watch.plain import has_memory
@@ -71,6 +70,36 @@ class Layer:
 LayerLike = str | nn.Module | Layer
 
 
+def picked(layer: Layer, label: str, kind: type[nn.Module], output: Any) -> str:
+    """The path of the tensor to observe in what a module returned.
+
+    Args:
+        layer: What the user said.
+        label: The layer as a reader writes it.
+        kind: The module's class.
+        output: What it returned.
+
+    Raises:
+        MulticamError: If there is none, it is not floating point, or `Layer(pick=…)` must say which.
+    """
+    tensors = {path: leaf for path, leaf in leaves(output).items() if isinstance(leaf, Tensor)}
+    floating = [path for path, leaf in tensors.items() if leaf.is_floating_point()]
+    pick = layer.pick
+    if pick is None and issubclass(kind, nn.MultiheadAttention):
+        pick = 0
+    if pick is not None:
+        path = resolve(f"output of layer {label!r}:", str(pick), tensors)
+    elif len(floating) > 1:
+        choices = ", ".join(f"pick={path!r} {tuple(tensors[path].shape)}" for path in floating)
+        raise MulticamError(f"layer {label!r} returns several tensors; say which with Layer(…, pick=…): {choices}")
+    else:
+        path = next(iter(floating or tensors), "")
+    if path not in floating:
+        given = tensors[path].dtype if path in tensors else type(output).__name__
+        raise MulticamError(f"layer {label!r} returns {given}, which is not floating point: it can carry no map")
+    return path
+
+
 @dataclass
 class Tap:
     """One layer being observed in one forward pass, and all that is known about its output."""
@@ -80,7 +109,6 @@ class Tap:
     module: nn.Module
     calls: int = 0
     shape: torch.Size | None = None
-    reshape: Reshape | None = None
     under_no_grad: bool = False
     elsewhere: bool = False  # whether another thread of the pass called it
     handed_on: Tensor | None = (
@@ -98,40 +126,17 @@ class Tap:
         return self.path if self.layer.call is None else f"{self.path}#{self.layer.call}"
 
     def pick(self, output: Any) -> str:
-        """The path of the tensor to observe in the layer's output.
-
-        Raises:
-            MulticamError: If there is none, it is not floating point, or `Layer(pick=…)` must say which.
-        """
-        tensors = {path: leaf for path, leaf in leaves(output).items() if isinstance(leaf, Tensor)}
-        floating = [path for path, leaf in tensors.items() if leaf.is_floating_point()]
-        pick = self.layer.pick
-        if pick is None and isinstance(self.module, nn.MultiheadAttention):
-            pick = 0
-        if pick is not None:
-            path = resolve(f"output of layer {self.label!r}:", str(pick), tensors)
-        elif len(floating) > 1:
-            choices = ", ".join(f"pick={path!r} {tuple(tensors[path].shape)}" for path in floating)
-            raise MulticamError(
-                f"layer {self.label!r} returns several tensors; say which with Layer(…, pick=…): {choices}"
-            )
-        else:
-            path = next(iter(floating or tensors), "")
-        if path not in floating:
-            given = tensors[path].dtype if path in tensors else type(output).__name__
-            raise MulticamError(
-                f"layer {self.label!r} returns {given}, which is not floating point: it can carry no map"
-            )
-        return path
+        """The path of the tensor to observe in the layer's output, see `picked`."""
+        return picked(self.layer, self.label, type(self.module), output)
 
     def grid(self, x: Tensor, batch: int) -> Float[Tensor, "b c *grid"]:
-        """The picked tensor as a grid, in single precision at least.
+        """The picked tensor as a grid, in single precision at least; the layer is one that is located, see `multicam.watch.survey.located`.
 
         Raises:
             MulticamError: If the reshape returns something else.
         """
-        assert self.reshape is not None
-        grid = self.reshape(x)
+        assert self.layer.reshape is not None
+        grid = self.layer.reshape(x)
         if grid.ndim < 3 or grid.shape[0] != batch:
             raise MulticamError(
                 f"the reshape of layer {self.label!r} returned {tuple(grid.shape)} from {tuple(x.shape)}; "
@@ -152,16 +157,14 @@ class Taps:
         self.paths = module_paths(model)
         self.layers = [Layer.of(layer) for layer in layers]
         self.names = [self._path(layer) for layer in self.layers]
-        self._grids = Grids(self.paths)
 
     @contextmanager
-    def observe(self, batch: int, receive: Callable[[int, Tap, Tensor], Tensor]) -> Iterator[list[Tap]]:
+    def observe(self, receive: Callable[[int, Tap, Tensor], Tensor]) -> Iterator[list[Tap]]:
         """Hook the layers for the forward pass inside the block.
 
         Args:
-            batch: The number of samples of the pass.
-            receive: Called as `receive(i, tap, x)` with the picked tensor of layer `i` and `tap.reshape` known; what it
-                returns goes on through the model instead of `x`.
+            receive: Called as `receive(i, tap, x)` with the picked tensor of layer `i`; what it returns goes on through the
+                model instead of `x`.
 
         Raises:
             MulticamError: At the end of the block, if a layer was never called, or called more often than asked for.
@@ -183,7 +186,6 @@ class Taps:
             if path != picked:
                 return x
             tap.shape, tap.under_no_grad = x.shape, not torch.is_grad_enabled()
-            tap.reshape = tap.layer.reshape or self._grids.reshape(x, tap.label, tap.path, tap.module, batch, seen)
             onward = receive(i, tap, x)
             if _shares(x, given):
                 tap.handed_on = onward
@@ -192,10 +194,9 @@ class Taps:
         with ExitStack() as hooks:
             for module in {id(tap.module): tap.module for tap in taps}.values():
                 hooks.enter_context(after(module, tapped))
-            seen = hooks.enter_context(self._grids.watch())  # who comes last is told first
             yield taps
         for tap in taps:
-            self._check_calls(tap)
+            self.check_calls(tap)
 
     def check_parted(self, taps: Sequence[Tap], call: Inputs, picked: Any, pick: Callable[[Any], Any]) -> None:
         """Refuse a pass in which a copy of a layer's output made the model return something else; it takes one more only where that may be.
@@ -238,7 +239,8 @@ class Taps:
     def _kind(self) -> str:
         return type(self.model).__name__
 
-    def _check_calls(self, tap: Tap) -> None:
+    def check_calls(self, tap: Tap) -> None:
+        """Refuse a layer that a pass called never, more often than was asked for, or by chance."""
         if tap.calls == 0:
             inside = [path for path in self.paths if path.startswith(tap.path + ".")]
             children = [path for path in inside if path.count(".") == tap.path.count(".") + 1]

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from multicam.call.inputs import Inputs
 from multicam.call.scorer import Scorer
 from multicam.errors import MulticamError
-from multicam.watch.layers import Tap, Taps
+from multicam.watch.layers import Layer, Tap, Taps
 from multicam.watch.module_calls import alike
 from multicam.watch.undisturbed import undisturbed
 
@@ -25,7 +25,7 @@ def at_layer(model: nn.Module, call: Inputs, tap: Tap, scorer: Scorer, scores: T
             "take a layer outside of it, or a method that needs no gradients such as EigenCAM"
         )
     with undisturbed(model, graph=False, call=call) as memory:
-        with Taps(model, [tap.layer]).observe(call.batch, lambda i, t, x: x.std() + 1 - x):
+        with Taps(model, [tap.layer]).observe(lambda i, t, x: x.std() + 1 - x):
             returned = memory.call.run(model)
         changed = scorer.of(returned, call.batch)
     if alike(changed, scores):
@@ -49,6 +49,20 @@ def refuse_detached(model: nn.Module, call: Inputs, name: str, scorer: Scorer, s
             "no_grad, argmax, rounding); name the other inputs with wrt=…, or take a method that needs no gradients, "
             "such as occlusion"
         )
+
+
+def with_another(model: nn.Module, call: Inputs, layer: Layer, name: str) -> Tensor:
+    """What a layer returns where one input has other values."""
+    kept: list[Tensor] = []
+
+    def keep(i: int, tap: Tap, x: Tensor) -> Tensor:
+        kept.append(x.detach().clone())
+        return x
+
+    taps = Taps(model, [layer])
+    with undisturbed(model, graph=False, call=another(call, name)) as memory, taps.observe(keep):
+        memory.call.run(model)
+    return kept[0]
 
 
 def another(call: Inputs, name: str) -> Inputs:

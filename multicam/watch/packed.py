@@ -16,9 +16,10 @@ from multicam.call.scorer import OutputLike, select_output
 from multicam.errors import MulticamError
 from multicam.watch.checkpoints import Recomputed, running
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
-from multicam.watch.reshape import as_it_is, positions
+from multicam.watch.reshape import put_back
 from multicam.watch.rows import settled
 from multicam.watch.saved import overwritten, retried
+from multicam.watch.survey import located_for_any_number
 from multicam.watch.undisturbed import module_by_module, undisturbed, unwrapped
 
 FLAT = 4  # axes of what a tool with a canvas of rows and columns can lay on it: samples, channels, rows and columns
@@ -79,7 +80,8 @@ class PackedModel(nn.Module):
         several = [] if layers is None else [layers] if isinstance(layers, str | nn.Module | Layer) else list(layers)
         self.output = output
         self.taps = nn.ModuleList(nn.Identity() for _ in several)
-        self._taps = Taps(self.model, several)
+        located = [located_for_any_number(self.model, self.inputs, {"": layer})[""] for layer in several]
+        self._taps = Taps(self.model, located)
         # Now, because a tool may hang hooks on the model afterwards.
         self.inputs = settled(self.model, self.inputs, output)
         fused = (module for module in self.model.modules() if isinstance(module, FUSED))
@@ -183,7 +185,7 @@ class PackedModel(nn.Module):
             undisturbed(self.model, graph=None, part=("packed", start, graph, training, repr(call))) as memory,
             memory.saving(),
             module_by_module() if self._inside_fused else nullcontext(),
-            self._taps.observe(packed.shape[0], partial(self._through_tap, graph)) as seen,
+            self._taps.observe(partial(self._through_tap, graph)) as seen,
             Recomputed() if graph and memory.watched else nullcontext() as recomputed,
         ):
             returned = call.run(self.model)
@@ -205,14 +207,15 @@ class PackedModel(nn.Module):
             )
 
     def _through_tap(self, graph: bool, i: int, tap: Tap, x: Tensor) -> Tensor:
-        assert tap.reshape is not None
+        reshape = tap.layer.reshape
+        assert reshape is not None
         if graph and running():
             raise MulticamError(
                 f"layer {tap.label!r} is in a part of the model that runs once more during the backward pass (torch.utils.checkpoint), "
                 f"without the tap; {TURN_OFF}"
             )
         source = x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_()
-        seen = tap.reshape(source)
+        seen = reshape(source)
         # Looked up anew on every pass, because AblationCAM exchanges the module in the list.
         module = self.taps[i]
         if seen.ndim != FLAT and any(_is_of_pytorch_grad_cam(hook) for hook in module._forward_hooks.values()):
@@ -225,10 +228,7 @@ class PackedModel(nn.Module):
         # Copies, forward and backward: tools detach in place what they see here, which views cannot be.
         passed = module((seen * 1).to(torch.promote_types(seen.dtype, torch.float32)))
         onward: Tensor = passed.to(x.dtype) * 1
-        if tap.reshape is as_it_is:
-            return onward
-        where = positions(tap.reshape, x)
-        return source.flatten().scatter(0, where.flatten(), onward.flatten()).reshape(x.shape)
+        return put_back(reshape, source, onward)
 
 
 def _is_of_pytorch_grad_cam(hook: Any) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from multicam.call.inputs import Inputs
 from multicam.call.tree import rebuild
 from multicam.watch.attributes import PLAIN
-from multicam.watch.hooks import others
+from multicam.watch.hooks import numbers_of_others
 from multicam.watch.module_calls import Key, ModuleCall, every_call
 
 
@@ -77,7 +77,7 @@ def kind_of(model: nn.Module, call: Inputs) -> Hashable | None:
             return None
     classes = {kind: tuple(map(_plain_of, kind.__mro__)) for kind in {type(module) for module in model.modules()}}
     modules = [
-        (id(module), classes[type(module)], tuple(map(id, others(module))), _plain_of(module, deep=True))
+        (id(module), classes[type(module)], tuple(numbers_of_others(module)), _plain_of(module, deep=True))
         for module in model.modules()
     ]
     return (*inputs, *modules)

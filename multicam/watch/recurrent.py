@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from multicam.watch.hooks import Kernels
+
 
 def without_cudnn(modules: Iterable[nn.Module]) -> None:
     """Hooks by which cuDNN is off while the recurrent ones of these modules run, and as before behind each, also where it raises."""
@@ -21,5 +23,5 @@ def without_cudnn(modules: Iterable[nn.Module]) -> None:
 
     for module in modules:
         if isinstance(module, nn.RNNBase):
-            module.register_forward_pre_hook(off, prepend=True)
-            module.register_forward_hook(on, always_call=True)
+            module.register_forward_pre_hook(Kernels(off), prepend=True)
+            module.register_forward_hook(Kernels(on), always_call=True)

@@ -16,7 +16,8 @@ from multicam.watch.layers import Layer, Tap, Taps
 from multicam.watch.module_calls import FAILURES, Key, ModuleCall, Rows, confirmed, rounding, skipping, where
 from multicam.watch.probes import probe, shaken
 from multicam.watch.recorded import Confirming, Recording
-from multicam.watch.reshape import as_it_is
+from multicam.watch.reshape import put_back
+from multicam.watch.survey import located_for_any_number
 from multicam.watch.undisturbed import undisturbed
 
 What = Tensor | Mapping[str, Tensor]
@@ -47,7 +48,8 @@ class Reruns:
     ) -> None:
         self._model, self._call, self._read = model, call, read
         self.name = type(model).__name__
-        self._taps = Taps(model, [source] if isinstance(source, Layer) else [])
+        layers = {"": source} if isinstance(source, Layer) else {}
+        self._taps = Taps(model, list(located_for_any_number(model, call, layers).values()))
         self._names = () if isinstance(source, Layer) else source
         self.copies = call.batch
         self.rounding = 0.0
@@ -107,7 +109,7 @@ class Reruns:
                 if isinstance(leaf, Tensor):
                     recording.taint.mark(leaf) if name in self._names else recording.taint.know([leaf])
             # In this order: who comes last is told first, and the record is of what the layer is told to return.
-            with recording.watch(memory), self._taps.observe(self.copies, source):
+            with recording.watch(memory), self._taps.observe(source):
                 output = memory.call.run(self._model)
             scores = self._read(output, self.copies)
         self._calls, self.decided = recording.calls, bool(recording.taint.numbers)
@@ -163,7 +165,7 @@ class Reruns:
 
         found = Confirming(self._model, self._calls, compare)
         with self._ready(values, "full") as call:
-            with found.watch(), self._taps.observe(n, source):
+            with found.watch(), self._taps.observe(source):
                 output = self._run(call)
             scores = self._read(output, n)
         self._calls, self.rounding = found.calls, max(self.rounding, found.rounding)
@@ -193,7 +195,7 @@ class Reruns:
 
         with self._ready(values, "short") as call:
             tapping = isinstance(values, Tensor) and self._tapped is None
-            with skipping(self._calls, returned), self._taps.observe(n, written) if tapping else nullcontext():
+            with skipping(self._calls, returned), self._taps.observe(written) if tapping else nullcontext():
                 output = self._run(call)
             scores = self._read(output, n)
         return scores[: count(values)]
@@ -229,21 +231,13 @@ class Reruns:
         return rows if len(rows) >= self.copies else rows[:1].repeat_interleave(self.copies, 0)
 
     def _gridded(self, x: Tensor) -> Tensor:
-        assert self._tap.reshape is not None
-        return self._tap.reshape(x)
+        assert self._tap.layer.reshape is not None
+        return self._tap.layer.reshape(x)
 
     def _written(self, x: Tensor, values: What) -> Tensor:
-        """The layer's output `x` with these activations in it.
-
-        A grid is a rearrangement of some entries of the output. Done to the numbers of all entries it tells which these are, and the activations
-        go back there; entries that are on no grid (class tokens) stay.
-        """
-        assert isinstance(values, Tensor)
-        acts = self._copied(values).to(x)
-        if self._tap.reshape is as_it_is:
-            return acts.clone()
-        index = self._gridded(torch.arange(x.numel(), device=x.device).view(x.shape))
-        return x.flatten().index_copy(0, index.flatten(), acts.flatten()).view(x.shape)
+        """The layer's output `x` with these activations in it."""
+        assert isinstance(values, Tensor) and self._tap.layer.reshape is not None
+        return put_back(self._tap.layer.reshape, x, self._copied(values).to(x).clone())
 
 
 def count(values: What) -> int:

@@ -109,13 +109,39 @@ def stacked(index: int, of: int, *, inner: bool = False, then: Reshape | None = 
 
 
 def positions(reshape: Reshape, x: Shaped[Tensor, "..."]) -> Int[Tensor, "..."]:
-    """Which entry of `x` (counted flat) each entry of `reshape(x)` is.
+    """Which entry of `x` (counted flat) each entry of `reshape(x)` is; -1 for a zero where `x` has none.
 
     Raises:
         MulticamError: If the reshape computes instead of rearranging.
     """
-    index = reshape(torch.arange(x.numel(), device=x.device).view(x.shape))
-    exists = not index.is_floating_point() and bool(((index >= 0) & (index < x.numel())).all())
-    if not exists or not torch.equal(x.flatten()[index].nan_to_num(), reshape(x).nan_to_num()):
+    index = _numbers(reshape, x)
+    exists = not index.is_floating_point() and bool(((index >= -1) & (index < x.numel())).all())
+    if not exists or not torch.equal(_taken(x, index), reshape(x).nan_to_num()):
         raise MulticamError(f"the reshape {reshape!r} must only rearrange or select entries, but it computes new ones")
     return index
+
+
+def put_back(reshape: Reshape, x: Shaped[Tensor, "..."], grid: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """`x` with those entries exchanged that `reshape` lays on a grid; those on none (class tokens) stay.
+
+    Args:
+        reshape: It only rearranges, see `positions`.
+        x: What a layer returned.
+        grid: What `reshape` is to return for it.
+    """
+    if reshape is as_it_is:
+        return grid.to(x.dtype)
+    # Done to the numbers of all entries, a rearrangement tells where each of them went.
+    index = _numbers(reshape, x).flatten()
+    values = grid.to(x.dtype).flatten()
+    if not x.is_meta and bool((index < 0).any()):
+        index, values = index[index >= 0], values[index >= 0]
+    return x.flatten().scatter(0, index, values).view(x.shape)
+
+
+def _numbers(reshape: Reshape, x: Tensor) -> Tensor:
+    return reshape(torch.arange(1, x.numel() + 1, device=x.device).view(x.shape)) - 1
+
+
+def _taken(x: Tensor, index: Tensor) -> Tensor:
+    return x.flatten()[index.clamp(min=0)].nan_to_num().where(index >= 0, x.new_zeros(()))

@@ -1,7 +1,7 @@
 """One observed forward pass: activations at layers, scores, and gradients on demand."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -19,11 +19,13 @@ from multicam.errors import MulticamError, out_of_memory
 from multicam.watch.backward import gradients
 from multicam.watch.finite import CHANGED, Asked, Change, How, check_gradient, check_layer
 from multicam.watch.layers import Layer, LayerLike, Tap, Taps
-from multicam.watch.missing import another, at_layer, refuse_detached
+from multicam.watch.missing import at_layer, refuse_detached, with_another
+from multicam.watch.placing import Placed
 from multicam.watch.replay import Replay
 from multicam.watch.reshape import Tokens, positions
 from multicam.watch.rows import any_reading, settled
 from multicam.watch.saved import overwrites, retried
+from multicam.watch.survey import Survey, located
 from multicam.watch.undisturbed import undisturbed, unwrapped
 
 
@@ -114,8 +116,9 @@ class Trace:
         self.inputs = Inputs.of(inputs).bind(self.model)
         self.wrt = tuple(map(self._differentiable, wrt))
         self._layers = dict(layers)
+        located_layers = located(self.model, self.inputs, layers)
         self._replays: dict[str | tuple[str, ...], Replay] = {}
-        taps = Taps(self.model, list(layers.values()))
+        taps = Taps(self.model, list(located_layers.values()))
         batch = self.inputs.batch
         records: dict[int, Tensor] = {}
         self._leaves: dict[str, Tensor] = {}
@@ -134,7 +137,7 @@ class Trace:
         def observed() -> list[Tap]:
             start = ("trace", *taps.names, self.wrt)
             with undisturbed(self.model, graph=True, call=self.inputs, part=start) as memory, memory.saving():
-                with taps.observe(batch, record) as seen:
+                with taps.observe(record) as seen:
                     returned = memory.call.map(with_gradient).run(self.model)
                 output_tensor = select_output(returned, output)
                 self.scorer = Scorer(target, output).pinned(output_tensor)
@@ -249,12 +252,17 @@ class Trace:
         """The replay of a change of the layer of one site, or of the inputs of these names."""
         if source not in self._replays:
             self.refuse_target_without_samples()
-            changes = self._taps[source].layer if isinstance(source, str) else source
+            changes = self._unplaced(source) if isinstance(source, str) else source
             # The scorer's own method: a reference to the trace would be a cycle.
             self._replays[source] = Replay(
                 self.model, any_reading(self.settled), changes, self.scorer.read, self.scores
             )
         return self._replays[source]
+
+    def _unplaced(self, name: str) -> Layer:
+        """The layer of a site, whose places another pass tells, as those of this one may be those of its number of samples."""
+        layer, found = Layer.of(self._layers[name]), self._taps[name].layer.reshape
+        return replace(layer, onto=found.onto) if isinstance(found, Placed) else replace(layer, reshape=found)
 
     def refuse_target_without_samples(self) -> None:
         """Refuse a target that holds values for each sample and cannot tell those of a part of them."""
@@ -273,19 +281,12 @@ class Trace:
             )
 
     def sees(self, name: str, input: str) -> bool:
-        """Whether a layer's output changes with an input; runs the model once more, with this input changed."""
-        kept: list[Tensor] = []
-
-        def keep(i: int, tap: Tap, x: Tensor) -> Tensor:
-            kept.append(x.detach().clone())
-            return x
-
-        changed = another(self.inputs, input)
-        with undisturbed(self.model, graph=False, call=changed) as memory:
-            taps = Taps(self.model, [self._taps[name].layer])
-            with taps.observe(self.inputs.batch, keep):
-                memory.call.run(self.model)
-        return not torch.equal(kept[0], self._records[name])
+        """Whether a layer's output changes with an input; where values of the input decide what runs, the model runs once more to tell."""
+        survey, tap = Survey.of(self.model, self.inputs), self._taps[name]
+        known = survey.sees(tap.path, tap.layer)
+        if input in known or input not in survey.left:
+            return input in known
+        return not torch.equal(with_another(self.model, self.inputs, tap.layer, input), self._records[name])
 
     @cached_property
     def grads(self) -> dict[str, Float[Tensor, "b c *grid"]]:
@@ -379,7 +380,8 @@ class Trace:
 
     def _gridded(self, name: str, x: Tensor) -> Tensor:
         tap = self._taps[name]
-        if tap.layer.reshape and not isinstance(tap.layer.reshape, Tokens):
+        if not isinstance(tap.layer.reshape, Tokens | Placed):
+            assert tap.layer.reshape is not None
             positions(tap.layer.reshape, x.detach())  # refuses one that computes
         return tap.grid(x.detach(), self.inputs.batch)
 

@@ -48,8 +48,8 @@ def test_what_is_no_tensor_has_no_size() -> None:
     ("name", "onto", "found"),
     [
         ("depth", None, ("depth", True)),
-        ("anything", "texture", ("texture", True)),
-        ("depth", "texture", ("texture", True)),
+        ("anything", "depth", ("depth", True)),
+        ("texture", "depth", ("depth", True)),
         ("anything", None, (None, False)),
         (ONLY, None, (None, False)),
     ],

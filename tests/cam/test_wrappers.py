@@ -227,9 +227,11 @@ def test_refine_cam_keeps_what_all_layers_agree_on() -> None:
 
 
 def passes(model: nn.Module, run: Callable[[], Any]) -> list[int]:
-    """The batch sizes of the forward passes that `run` makes."""
+    """The batch sizes of the forward passes that `run` makes, once a first one has told the places."""
     seen: list[int] = []
     hook = model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    run()
+    seen.clear()
     run()
     hook.remove()
     return seen

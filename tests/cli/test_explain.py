@@ -168,7 +168,7 @@ def test_grids_and_signals(run):
     layers = ["--layer", "rgb=mix", "--layer", "sound=mix", "--layer", "audio=tune"]
     code, _, err = run(*model, *layers, "--target", "1")
     assert code == 1
-    assert "337 tokens whose grid nothing proves" in err
+    assert "holds places of several inputs" in err and "onto='rgb' (16 x 20)" in err
     grids = ["--grid", "rgb=16x20@1", "--grid", "sound=16@321"]
     assert run(*model, *layers, *grids, "--target", "1", "--spectral", "rgb")[0] == 0
     net, inputs = (

@@ -56,7 +56,7 @@ def test_operations_in_place_do_not_reach_the_map() -> None:
 class Twice(Net):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(
-            (self.third(self.second(self.first(x))) + self.third(self.second(self.first(x.flip(0))))).mean((2, 3))
+            (self.third(self.second(self.first(x))) + self.third(self.second(self.first(x.flip(3))))).mean((2, 3))
         )
 
 
@@ -149,7 +149,7 @@ def test_transformers_need_no_reshape_where_the_model_proves_the_grid(name: str)
         model, [model.blocks[0], model.blocks[1].norm1], lambda t: compat.vit_reshape_transform(t, 4, 5)
     )(x)
     assert found.shape == (2, 32, 40)
-    assert np.array_equal(found, said)
+    np.testing.assert_allclose(found, said, rtol=1e-4, atol=1e-6)
 
 
 def test_frozen_weights_inference_mode_and_half_precision_work() -> None:

@@ -129,7 +129,8 @@ def vilt_two_images() -> Case:
                            modality_type_vocab_size=3)  # fmt: skip
     inputs = Inputs(input_ids=words(), pixel_values=images(2, 3, 32, 32))
     layers = {f"image {i}": Layer(f"vilt.embeddings.patch_embeddings#{i}", onto="pixel_values") for i in range(2)}
-    return Case(hf.ViltForImagesAndTextClassification(config), inputs, layers, "logits", 1)
+    sizes = dict.fromkeys(layers, (2, 32, 32))  # of which each layer sees one
+    return Case(hf.ViltForImagesAndTextClassification(config), inputs, layers, "logits", 1, sizes)
 
 
 @architecture

@@ -36,7 +36,7 @@ class Losing(nn.Module):
 def test_what_is_said_of_a_layer(way: str) -> None:
     torch.manual_seed(0)
     model, call, scorer = Losing(way).eval(), Inputs(x=torch.rand(2, 2, 9, 9)), Scorer(1)
-    with Taps(model, ["conv"]).observe(2, lambda i, tap, x: x) as (tap,):
+    with Taps(model, ["conv"]).observe(lambda i, tap, x: x) as (tap,):
         scores = scorer.of(model(**call.kwargs), 2).detach()
     expected = SAID.get(way, "depends on layer 'conv', but not by a gradient")
     assert expected in str(at_layer(model, call, tap, scorer, scores))

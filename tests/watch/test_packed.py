@@ -287,9 +287,8 @@ def test_refusals() -> None:
     packed = PackedModel(model, inputs)
     with pytest.raises(MulticamError, match=r"has shape \(2, 6, 32, 16\), but its layout is \(b, 6, 32, 32\)"):
         packed(packed.pack(inputs)[..., :16])
-    siamese = PackedModel(seeded(Siamese), (RGB, RGB), ["encoder"])
     with pytest.raises(MulticamError, match="called 2 times in one forward pass"):
-        siamese(siamese.pack((RGB, RGB)))
+        PackedModel(seeded(Siamese), (RGB, RGB), ["encoder"])
 
 
 def test_our_own_engine_runs_on_the_proxy_too() -> None:

@@ -37,10 +37,11 @@ def full_scores(trace: Trace, call: Inputs, sample: int, name: str | None = None
     for i in range(call.batch):
 
         def write(_: int, tap: Any, x: Tensor, i: int = i) -> Tensor:
-            index = positions(tap.reshape, x)
-            return x.flatten().index_copy(0, index.flatten(), acts[i].to(x).flatten()).view(x.shape)
+            index = positions(tap.layer.reshape, x).flatten()
+            there = index >= 0
+            return x.flatten().index_copy(0, index[there], acts[i].to(x).flatten()[there]).view(x.shape)
 
-        with torch.no_grad(), module_by_module(), Taps(trace.model, layers).observe(1, write):
+        with torch.no_grad(), module_by_module(), Taps(trace.model, layers).observe(write):
             output = call.take([i]).own().run(trace.model)
         found.append(trace.scorer.read(output, [sample]))
     return torch.cat(found)

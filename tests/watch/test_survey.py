@@ -1,157 +1,290 @@
-"""The layers of a model, and which inputs each of them sees."""
+"""One pass tells the places of layers, and on which inputs their values depend; it is made once, and again where it has to be."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multicam import HiResCAM, MulticamError, list_layers
-from multicam.watch.survey import LayerTable
+from multicam import HiResCAM, Inputs, Layer, MulticamError, Trace, list_layers, tokens
+from multicam.watch.placing import Placed
+from multicam.watch.survey import Survey, located
 from tests.helpers.models import Fusion, Siamese, fusion_inputs, seeded
 
 
-def test_the_layers_of_a_model_and_what_they_see() -> None:
-    table = list_layers(seeded(Fusion), fusion_inputs())
-    row = {info.path: info for info in table}
-    assert row["rgb.net.0"].grid == (16, 16)
-    assert row["rgb.net.0"].sees == ("rgb",)
-    assert row["attn"].shapes == {"0": (2, 64, 16), "1": (2, 64, 64)}
-    assert row["attn"].grid == (8, 8)
-    assert row["attn"].sees == ("rgb", "depth", "texture")
-    assert row["head"].grid is None
-    assert "no spatial axes" in row["head"].note
-    assert [info.path for info in table.find("Multihead")] == ["attn"]
-    assert str(table).splitlines()[0].split() == ["layer", "kind", "returns", "grid", "sees"]
-    x = torch.rand(2, 3, 16, 16)
-    calls = [info for info in list_layers(seeded(Siamese), (x, x)) if info.kind == "Branch"]
-    assert [(info.path, info.sees) for info in calls] == [("encoder#0", ("before",)), ("encoder#1", ("after",))]
-    for info in calls:
-        assert HiResCAM(seeded(Siamese), info.path)((x, x), 1, signed=True).shape == (2, *info.grid)
+def survey(model: nn.Module, inputs: Any) -> Survey:
+    return Survey.of(model, Inputs.of(inputs).bind(model))
 
 
-def test_integer_inputs_alone_still_list_their_layers() -> None:
-    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten())
-    assert [(i.path, i.sees) for i in list_layers(model, torch.zeros(2, 3, dtype=torch.long))] == [("0", ()), ("1", ())]
+def sees(model: nn.Module, inputs: Any) -> dict[str, tuple[str, ...]]:
+    return {info.path: info.sees for info in list_layers(model, inputs)}
 
 
-def test_a_layer_sees_what_it_changes_with() -> None:
-    """Each input is changed in turn, and what each layer returns is compared."""
-    model, inputs = seeded(Fusion), fusion_inputs()
-    kept: dict[str, Tensor] = {}
+class Counted(nn.Module):
+    """A model that counts its passes, by itself."""
 
-    def keep(path: str) -> None:
-        def hook(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            kept[path] = (output[0] if isinstance(output, tuple) else output).clone()
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+        self.passes: list[int] = []
+        self.flip = False
 
-        model.get_submodule(path).register_forward_hook(hook)
-
-    table = list_layers(model, inputs)
-    for info in table:
-        keep(info.path)
-    model(**inputs)
-    before = dict(kept)
-    seen: dict[str, list[str]] = {path: [] for path in before}
-    for name, x in inputs.items():
-        model(**inputs | {name: x.flip(0) + 0.1})
-        for path, value in kept.items():
-            if not torch.equal(value, before[path]):
-                seen[path].append(name)
-    assert {info.path: list(info.sees) for info in table} == seen
-    assert [info.path for info in table] == list(before)  # in the order in which they return
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        self.passes.append(1)
+        return self.head(self.conv(x * scale).mean((2, 3)))
 
 
-def test_a_table_says_what_returns_several_tensors_and_where_nothing_proves_a_grid() -> None:
-    class Two(nn.Module):
+def passes(model: Counted, run: Callable[[], Any]) -> int:
+    hook = model.passes
+    hook.clear()
+    run()
+    return len(hook)
+
+
+# When it is made
+
+
+def test_it_is_made_once_for_calls_of_a_kind() -> None:
+    model, count = seeded(Counted), []
+    model.conv.register_forward_hook(lambda *_: count.append(1))
+    cam = HiResCAM(model, "conv")
+
+    def cost(*args: Any) -> int:
+        count.clear()
+        cam(*args, 1, signed=True)
+        return len(count)
+
+    x = torch.rand(2, 3, 8, 8)
+    assert [cost(x), cost(torch.rand(2, 3, 8, 8)), cost(x)] == [2, 1, 1]
+    assert [cost(torch.rand(2, 3, 8, 9)), cost(torch.rand(2, 3, 8, 9))] == [2, 1]  # another size
+    assert [cost(Inputs(x, 2.0)), cost(Inputs(x, 2.0)), cost(Inputs(x, 3.0))] == [2, 1, 2]  # another plain value
+    assert cost(x) == 1
+    model.head.register_forward_hook(lambda *_: None)
+    assert [cost(x), cost(x)] == [2, 1]  # a hook of somebody else's
+    assert cost(torch.rand(3, 3, 8, 8)) == 2
+
+
+def test_what_is_said_needs_none() -> None:
+    model, count = seeded(Counted), []
+    model.conv.register_forward_hook(lambda *_: count.append(1))
+    HiResCAM(model, Layer("conv", reshape=lambda x: x))(torch.rand(2, 3, 8, 8), 1, signed=True)
+    assert len(count) == 1
+
+
+def test_few_kinds_are_remembered_and_none_longer_than_the_model() -> None:
+    import gc
+    import weakref
+
+    from multicam.watch import survey as module
+
+    model = seeded(Counted)
+    for size in range(6, 6 + 2 * module.REMEMBERED):
+        survey(model, torch.rand(1, 3, size, size))
+    assert len(module._KNOWN[model]) == module.REMEMBERED
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+
+
+def test_places_that_values_choose_are_asked_for_in_every_call() -> None:
+    class Pruned(nn.Module):
+        """The three brightest patches go on, in the order of their brightness."""
+
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.split = nn.Conv2d(3, 4, 3), Split()
+            self.patches, self.layer, self.head = nn.Conv2d(1, 4, 4, 4), nn.Tanh(), nn.Linear(4, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.split(self.conv(x))["left"].mean((2, 3))
+            y = self.patches(x).flatten(2).mT
+            best = F.avg_pool2d(x, 4).flatten(1).topk(3).indices
+            return self.head(self.layer(y.gather(1, best[..., None].expand(-1, -1, 4))).mean(1))
 
-    class Split(nn.Module):
-        def forward(self, x: Tensor) -> dict[str, Tensor]:
-            return {"left": x[:, :2], "right": x[:, 2:]}
-
-    conv, split = list_layers(Two(), torch.rand(2, 3, 8, 10))
-    assert (conv.path, conv.kind, conv.shapes, conv.grid, conv.note) == (
-        "conv",
-        "Conv2d",
-        {"": (2, 4, 6, 8)},
-        (6, 8),
-        "",
-    )
-    assert split.shapes == {"left": (2, 2, 6, 8), "right": (2, 2, 6, 8)}
-    assert split.grid is None and "pick=" in split.note
-    assert repr(LayerTable([conv, split])).splitlines() == [
-        "layer  kind    returns                                  grid   sees",
-        "conv   Conv2d  (2, 4, 6, 8)                             6 x 8  x",
-        "split  Split   left: (2, 2, 6, 8), right: (2, 2, 6, 8)  -      x",
-    ]
+    model = seeded(Pruned)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x = torch.rand(2, 1, 8, 12)
+        acts = Trace(model, x, {"": "layer"}, 1).sites[""].acts
+        best = F.avg_pool2d(x, 4).flatten(1).topk(3).indices
+        kept = torch.zeros(2, 6).scatter(1, best, 1.0).view(2, 1, 2, 3)
+        torch.testing.assert_close(acts, model.patches(x).tanh().detach() * kept)
+    found = survey(model, x)
+    assert found.chosen_by_values("layer", Layer("layer")) and not found.chosen_by_values("patches", Layer("patches"))
 
 
-def test_a_model_that_writes_into_its_input_is_listed_and_nothing_of_the_callers_changes() -> None:
+# On what values depend
+
+
+class Lengths(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.photo, self.head = nn.Embedding(9, 4), nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, ids: Tensor, lengths: Tensor, photo: Tensor) -> Tensor:
+        cut = ids[:, : int(lengths.max())]
+        return self.head(self.words(cut).mean(1) + self.photo(photo).mean((2, 3)))
+
+
+def test_a_length_is_not_seen_by_what_runs_after_it() -> None:
+    call = {"ids": torch.randint(9, (2, 6)), "lengths": torch.tensor([6, 4]), "photo": torch.rand(2, 3, 8, 8)}
+    assert sees(seeded(Lengths), call) == {
+        "words": ("ids", "lengths"), "photo": ("photo",), "head": ("ids", "lengths", "photo"),
+    }  # fmt: skip
+
+
+def test_a_number_that_is_multiplied_with_is_seen() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = nn.Conv2d(3, 4, 3)
+            self.before, self.after = nn.Tanh(), nn.Tanh()
+
+        def forward(self, photo: Tensor, gain: Tensor) -> Tensor:
+            return self.after(self.before(photo) * float(gain.mean())).mean((2, 3))
+
+    call = {"photo": torch.rand(2, 3, 4, 4), "gain": torch.rand(2, 1)}
+    assert sees(seeded(Scaled), call) == {"before": ("photo",), "after": ("photo", "gain")}
+
+
+def test_integers_complex_numbers_and_shared_encoders_are_seen() -> None:
+    class Kspace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.conv = nn.Embedding(5, 4), nn.Conv2d(1, 4, 3)
+
+        def forward(self, kspace: Tensor, view: Tensor) -> Tensor:
+            return self.conv(torch.fft.ifft2(kspace).abs()).mean((2, 3)) + self.embed(view)
+
+    call = {"kspace": torch.rand(2, 1, 8, 8, dtype=torch.complex64), "view": torch.tensor([1, 3])}
+    assert sees(seeded(Kspace), call) == {"conv": ("kspace",), "embed": ("view",)}
+    x = torch.rand(2, 3, 16, 16)
+    calls = {path: each for path, each in sees(seeded(Siamese), (x, x)).items() if path.startswith("encoder#")}
+    assert calls == {"encoder#0": ("before",), "encoder#1": ("after",)}
+
+
+def test_several_inputs_take_one_pass() -> None:
+    model, count = seeded(Fusion), []
+    model.head.register_forward_hook(lambda *_: count.append(1))
+    list_layers(model, fusion_inputs())
+    assert len(count) == 1
+
+
+# What has no place of its own
+
+
+class Behind(nn.Module):
+    """A convolution behind something that moves entries in a way that is not followed."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.stem, self.layer = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.theta = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        if self.kind == "spatial transformer":
+            grid = F.affine_grid(self.theta(y.mean((2, 3))).view(-1, 2, 3), list(y.shape), align_corners=False)
+            y = F.grid_sample(y, grid, align_corners=False)
+        elif self.kind == "spectrum":
+            y = torch.fft.ifft2(torch.fft.fft2(y)).real
+        else:
+            y = y.flatten(2).sort(2).values.view_as(y)
+        return self.layer(y).mean((2, 3))
+
+
+@pytest.mark.parametrize("kind", ["spatial transformer", "spectrum", "sorted"])
+def test_a_convolution_behind_lost_places_lies_corner_to_corner(kind: str) -> None:
+    model, x = seeded(lambda: Behind(kind)), torch.rand(2, 3, 8, 12)
+    call = Inputs.of(x).bind(model)
+    layers = located(model, call, {"stem": Layer("stem"), "layer": Layer("layer")})
+    for name, by_axes in (("stem", False), ("layer", True)):
+        reshape = layers[name].reshape
+        assert isinstance(reshape, Placed) and reshape.by_axes == by_axes and reshape.grid == (8, 12)
+    with pytest.warns(UserWarning, match="layer 'layer': where its entries come from was lost on the way"):
+        assert HiResCAM(model, "layer")(x, 1, signed=True).shape == (2, 8, 12)
+    assert HiResCAM(model, "stem")(x, 1, signed=True).shape == (2, 8, 12)  # without a word
+
+
+def test_values_that_are_fetched_belong_to_where_they_are_fetched_to() -> None:
+    class Flow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flow, self.layer = nn.Conv2d(3, 2, 3, padding=1), nn.Tanh()
 
         def forward(self, x: Tensor) -> Tensor:
-            x.mul_(2)
-            return self.conv(x)
+            base = F.affine_grid(torch.eye(2, 3).expand(len(x), -1, -1), list(x.shape), align_corners=False)
+            return self.layer(F.grid_sample(x, base + self.flow(x).movedim(1, -1), align_corners=False)).mean((2, 3))
 
-    model, x = Scaled(), torch.rand(2, 3, 8, 8)
-    before = x.clone()
-    assert [info.sees for info in list_layers(model, x)] == [("x",)]
-    assert torch.equal(x, before) and not x.requires_grad
-    assert not model.conv._forward_hooks and model.training and model.conv.weight.requires_grad
+    model, x = seeded(Flow), torch.rand(2, 3, 8, 12)
+    reshape = located(model, Inputs.of(x).bind(model), {"": Layer("layer")})[""].reshape
+    assert isinstance(reshape, Placed) and not reshape.by_axes and reshape.grid == (8, 12)
 
 
-class Transformed(nn.Module):
-    """A model that runs layers inside of a transform of torch.func."""
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_each_step_of_a_recurrent_layer_is_the_one_that_it_has_come_to(kind: Any, batch_first: bool) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = kind(5, 4, batch_first=batch_first), nn.Linear(4, 2)
 
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.how = how
-        self.rgb, self.depth, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(1, 4, 3), nn.Linear(4, 5)
+        def forward(self, ecg: Tensor) -> Tensor:
+            steps, _ = self.rnn(ecg if batch_first else ecg.transpose(0, 1))
+            return self.head(steps.mean(1 if batch_first else 0))
 
-    def forward(self, rgb: Tensor, depth: Tensor) -> Tensor:
-        match self.how:
-            case "vmap":
-                one = lambda x, y: self.head((self.rgb(x[None]) * self.depth(y[None])).mean((2, 3)))[0]  # noqa: E731
-                return torch.vmap(one)(rgb, depth)
-            case "vmap twice":
-                seen = torch.vmap(torch.vmap(lambda x: self.rgb(x[None])[0]))(rgb[:, None])[:, 0]
-                return self.head((seen * self.depth(depth)).mean((2, 3)))
-            case "jvp":
-                seen, _ = torch.func.jvp(self.rgb, (rgb,), (torch.ones_like(rgb),))
-                return self.head((seen * self.depth(depth)).mean((2, 3)))
-        return self.head((self.rgb(rgb) * self.depth(depth)).mean((2, 3)))
+    model, x = seeded(Recurrent), torch.rand(2, 7, 5)
+    said = Layer("rnn", pick=0, reshape=tokens(7, sequence_first=not batch_first))
+    found, expected = (
+        HiResCAM(model, {"it": layer})(x, 1, signed=True)["it"] for layer in (Layer("rnn", pick=0), said)
+    )
+    torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # jvp's own
-@pytest.mark.parametrize("how", ["vmap", "vmap twice", "jvp", "none"])
-def test_layers_inside_of_a_transform_see_what_they_see(how: str) -> None:
-    model = seeded(lambda: Transformed(how))
-    inputs = {"rgb": torch.rand(2, 3, 8, 8), "depth": torch.rand(2, 1, 8, 8)}
-    sees = {info.path: info.sees for info in list_layers(model, inputs)}
-    assert sees == {"rgb": ("rgb",), "depth": ("depth",), "head": ("rgb", "depth")}
-    inside = {info.path for info in list_layers(model, inputs) if info.transformed}
-    assert inside == {"vmap": {"rgb", "depth", "head"}, "none": set()}.get(how, {"rgb"})
-    if "vmap" in how:
-        [info] = list_layers(model, inputs).find("rgb")
-        assert "runs inside of a torch.vmap of the model's own" in info.note
-        with pytest.raises(
-            MulticamError, match=r"inside of a torch.vmap of the model's own.* take a layer outside of it"
-        ):
-            HiResCAM(model, {"rgb": "rgb"})(inputs, 1)
+# What is refused
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-def test_what_torchscript_runs_is_not_listed_and_said_to_be_out_of_sight() -> None:
-    part = nn.Sequential(torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())), nn.Conv2d(4, 4, 3))
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (Layer("scores"), r"no grid of places in it \(bmm in ''\): 'photo': where its entries come from was lost"),
+        (Layer("position"), "which comes from no input"),
+        (Layer("age"), "which comes from age, which has no places"),
+        (Layer("pooled"), r"returns \(2, 4\): it has no spatial axes left"),
+        (Layer("patches", onto="age"), "layer 'patches' does not see input 'age'.*it sees 'photo'"),
+    ],
+    ids=["attention is no picture", "a constant", "a number", "flat", "another input"],
+)
+def test_what_has_no_grid_is_refused_with_the_reason(layer: Layer, message: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.scores, self.position = nn.Conv2d(3, 4, 4, 4), nn.Softmax(-1), nn.Identity()
+            self.age, self.pooled = nn.Identity(), nn.Identity()
+
+        def forward(self, photo: Tensor, age: Tensor) -> Tensor:
+            q = self.patches(photo).flatten(2).mT + self.position(torch.ones(1, 16, 4))
+            y = self.scores(q @ q.mT) @ q
+            return self.pooled(y.mean(1)) + self.age(age[:, None, None].expand(-1, 1, 4)).sum(1)
+
+    call = {"photo": torch.rand(2, 3, 16, 16), "age": torch.rand(2)}
+    with pytest.raises(MulticamError, match=message):
+        HiResCAM(seeded(Net), layer)(call, 1, signed=True)
+
+
+def test_layers_that_threads_call_by_chance_are_refused() -> None:
+    class Threads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.Conv2d(3, 4, 3)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            with ThreadPoolExecutor(2) as pool:
+                found = list(pool.map(self.encoder, (a, b)))
+            return sum(found).mean((2, 3))
+
     x = torch.rand(2, 3, 8, 8)
-    assert [(info.path, info.sees) for info in list_layers(part, x)] == [("1", ("input",))]
-    assert not list_layers(torch.jit.script(part), x)
-    for layer in ("0", "0.0"):
-        with pytest.raises(MulticamError, match=rf"layer '{layer}' .* TorchScript runs it out of sight"):
-            HiResCAM(part, layer)(x, lambda out: out.mean((1, 2, 3)))
+    with pytest.raises(MulticamError, match="in threads, so chance decides"):
+        HiResCAM(seeded(Threads), "encoder#0")((x, x), 1, signed=True)

@@ -198,7 +198,7 @@ FOLLOWED = {
     ),
     "hf_perceiver": (
         "perceiver.decoder.decoder.decoding_cross_attention.attention.self",
-        "inputs 1 x 16 x 16 -> 6 own",
+        "inputs 16 x 16 -> 6 own",
     ),
     "hf_sam": (
         "mask_decoder.transformer.final_attn_token_to_image",

@@ -19,7 +19,7 @@ from multicam.cam import catalogue
 ROOT = Path(__file__).parents[2]
 METHODS = [method.__name__ for method in (*catalogue.METHODS, *catalogue.INPUT_METHODS, *catalogue.WRAPPERS)]
 BARE = "bare forward, `no_grad`"
-COMMANDS = ("engine", "attention", "saliency", "contribution")
+COMMANDS = ("engine", "attention", "saliency", "contribution", "survey")
 EACH = """
 import runpy, sys
 _, folder, *names = sys.argv

@@ -142,12 +142,15 @@ def test_the_proxy_leaves_everything_as_it_was(raises: bool) -> None:
     if raises:
         model.head.register_forward_hook(raising(Stop))
     before = state(model, inputs)
-    packed = PackedModel(model, inputs, list(LAYERS.values()))
-    x = packed.pack(inputs)
     if raises:
         with pytest.raises(Stop):
-            packed(x)
+            PackedModel(model, inputs, list(LAYERS.values()))
+        packed = PackedModel(model, inputs)
+        with pytest.raises(Stop):
+            packed(packed.pack(inputs))
     else:
+        packed = PackedModel(model, inputs, list(LAYERS.values()))
+        x = packed.pack(inputs)
         packed.zero_grad()
         packed.train()
         packed.eval()

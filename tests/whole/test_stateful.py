@@ -13,7 +13,7 @@ from tests.helpers.models import Fusion, seeded
 STEPS = {"n": 0}
 # The script runs the model itself, or a tool does; and where gradients differ, the original CAM is refused.
 OTHERS = {"record_attention", "PackedModel", "compat.GradCAM", "OriginalCAM"}
-PASSES = {"list_layers": 3, "feature_maps": 1, "FullGrad": 4, "activation_maximization": 28, "deep_dream": 6}
+PASSES = {"list_layers": 1, "feature_maps": 2, "FullGrad": 2, "activation_maximization": 28, "deep_dream": 7}
 
 
 class Growing(Fusion):
