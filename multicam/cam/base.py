@@ -197,7 +197,7 @@ def _warn_if_by_axes(method: str, site: Site) -> None:
     reshape = site.layer.reshape
     if isinstance(reshape, Placed) and reshape.by_axes:
         _warn(
-            f"{method} of layer {shown(site)!r}: where its entries come from was lost on the way (behind a warp, a transform or a sort), so by the axes of "
+            f"{method} of layer {shown(site)!r}: where its entries come from was lost on the way (behind a warp, a transform or a sort, or in a thread of the model's own), so by the axes of "
             f"a convolution alone its map is laid on {reshape.onto!r} from corner to corner; take a layer in front of that for places that are followed"
         )
 

@@ -117,6 +117,8 @@ class Survey:
             _recur(listener.origins, given, output)
         if get_ident() != self._thread:
             self.elsewhere.add(path)
+            if isinstance(module, nn.modules.conv._ConvNd) and isinstance(output, Tensor):
+                listener.origins.again(output)
         number = self.counts[path]
         self.counts[path] += 1
         marks = {key: listener.origins.kept(x) for key, x in tensors.items()}

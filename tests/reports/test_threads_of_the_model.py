@@ -143,8 +143,12 @@ def plainly(found: Any) -> Any:
     return found if isinstance(found, Tensor) else dict(found)
 
 
+@pytest.mark.filterwarnings("ignore:.*in a thread of the model's own.*from corner to corner:UserWarning")
 def test_a_worker_that_waits_for_ever_counts_as_none() -> None:
-    """A thread that was started when the model was made takes branches from a queue, as a server's does."""
+    """A thread that was started when the model was made takes branches from a queue, as a server's does.
+
+    Its operations are out of sight, so that its convolutions have places by their axes alone, which a warning says.
+    """
     torch.manual_seed(0)
     todo: queue.Queue[Any] = queue.Queue()
 

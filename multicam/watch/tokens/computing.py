@@ -288,6 +288,9 @@ _NAMES: dict[Rule, str] = {
     "_softmax _log_softmax _safe_softmax softmax log_softmax native_dropout dropout _fused_dropout native_group_norm group_norm native_batch_norm _native_batch_norm_legit batch_norm cudnn_batch_norm "
     "_native_batch_norm_legit_no_training miopen_batch_norm _batch_norm_with_update _batch_norm_no_update "
     "_batch_norm_impl_index instance_norm renorm hardswish rrelu_with_noise log_sigmoid_forward "
+    "fake_quantize_per_tensor_affine fake_quantize_per_tensor_affine_cachemask fake_quantize_per_channel_affine "
+    "fake_quantize_per_channel_affine_cachemask _fake_quantize_per_tensor_affine_cachemask_tensor_qparams "
+    "fused_moving_avg_obs_fake_quant _fused_moving_avg_obs_fq_helper quantize_per_tensor quantize_per_channel dequantize "
     "cumsum",  # a running sum stays the token that it has come to, as a query does
     _forget: "zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full "
     "new_empty new_empty_strided bernoulli uniform normal random exponential",

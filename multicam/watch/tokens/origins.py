@@ -36,6 +36,7 @@ from multicam.watch.tokens.marks import (
     Marks,
     Operation,
     Rule,
+    by_axes,
     compressed,
     is_lost,
     lose,
@@ -108,6 +109,11 @@ class Origins(Marks):
                 raise
             for out in tensors_in(returned):
                 self._set(out, lost_like(out), mutates=False)
+
+    def again(self, x: Shaped[Tensor, "b c *grid"]) -> None:
+        """Give what a convolution returned out of sight, in a thread of the model's own, places by its axes."""
+        if self.mark(x) is None and (mark := by_axes(self, x, x.ndim - 2)) is not None:
+            self._marks[x] = mark
 
     def ids(self, x: Shaped[Tensor, "..."], *but: int) -> Int[Tensor, "..."]:
         """The ids of a tensor without the axes `but`; -1 where they differ along these, 0 where `x` is not followed."""

@@ -23,6 +23,7 @@ from multicam.watch.tokens.places import CONSTANT, Places
 # What moves entries of one tensor, and what leaves them where they are.
 _MOVING = moving.RULES.keys() - {"cat", "stack"}
 _KEEPING = {"clone", "_to_copy", "detach", "alias", "lift_fresh", "contiguous"}
+_QUANTISING = ("fake_quantize", "fused_moving_avg_obs", "_fake_quantize", "_fused_moving_avg_obs", "quantize_per", "dequantize")
 
 
 class Leaf:
@@ -157,6 +158,8 @@ def moved(
 ) -> list[Raw | None] | None:
     """The companions of what an operation made of the tensor `args[0]`; None where it does more than move its entries."""
     name = func._opname.removesuffix("_").removesuffix("_copy")
+    if name.startswith(_QUANTISING):
+        return [raw if out.shape == args[0].shape and out.dtype != torch.bool else None for out in outs]
     if name in _KEEPING or (torch.Tag.pointwise in func.tags and outs and outs[0].ndim == raw.ndim):
         shape = np.broadcast_shapes(*(x.shape for x in raw.index))
         same = len(outs) == 1 and all(a in (1, b) for a, b in zip(shape, outs[0].shape, strict=True))
