@@ -113,7 +113,9 @@ def _others(module: nn.Module) -> list[tuple[int, Any]]:
         registry._global_forward_pre_hooks,
         registry._global_forward_hooks,
     )
-    return [each for hooks in everybody for each in hooks.items() if not isinstance(each[1], Heard | HeardBefore | Kernels)]
+    return [
+        each for hooks in everybody for each in hooks.items() if not isinstance(each[1], Heard | HeardBefore | Kernels)
+    ]
 
 
 def has_others(module: nn.Module) -> bool:

@@ -23,7 +23,14 @@ from multicam.watch.tokens.places import CONSTANT, Places
 # What moves entries of one tensor, and what leaves them where they are.
 _MOVING = moving.RULES.keys() - {"cat", "stack"}
 _KEEPING = {"clone", "_to_copy", "detach", "alias", "lift_fresh", "contiguous"}
-_QUANTISING = ("fake_quantize", "fused_moving_avg_obs", "_fake_quantize", "_fused_moving_avg_obs", "quantize_per", "dequantize")
+_QUANTISING = (
+    "fake_quantize",
+    "fused_moving_avg_obs",
+    "_fake_quantize",
+    "_fused_moving_avg_obs",
+    "quantize_per",
+    "dequantize",
+)
 
 
 class Leaf:
