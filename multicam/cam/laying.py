@@ -10,6 +10,7 @@ from multicam.errors import MulticamError
 from multicam.maps import resized
 from multicam.watch.placing import Placed
 from multicam.watch.reshape import Tokens
+from multicam.watch.survey import named_input
 from multicam.watch.trace import Site
 
 ONLY = ""  # the name inside of a single, unnamed layer, which no input can have
@@ -40,8 +41,8 @@ def laid(grid_map: Float[Tensor, "b *grid"], site: Site) -> Tensor:
 def refuse_unseen(site: Site) -> None:
     """Refuse to lay a map on an input that its layer does not see.
 
-    This takes another pass, so it is done where nobody named the input, and for the calls of a shared module, whose
-    numbers do not tell what they see.
+    A layer whose grid a pass showed is refused before; here are those whose grid the caller says, where nobody named the input, and calls of a
+    shared module, whose numbers do not tell what they see.
     """
     inputs = site.trace.inputs
     name, said = input_of(site, inputs)
@@ -58,10 +59,9 @@ def refuse_unseen(site: Site) -> None:
 
 def input_of(site: Site, inputs: Inputs) -> tuple[str | None, bool]:
     """The input that a map is laid on, and whether the caller said so."""
-    if site.layer.onto is not None:
-        return inputs.name(site.layer.onto), True
-    if site.name != ONLY and any(f".{leaf}".endswith(f".{site.name}") for leaf in inputs.leaves):
-        return inputs.name(site.name), True
+    said = named_input(site.name, site.layer, inputs)
+    if said is not None:
+        return said, True
     tensors = list(inputs.images) or [name for name, leaf in inputs.leaves.items() if isinstance(leaf, Tensor)]
     return (tensors[0], False) if len(tensors) == 1 else (None, False)
 
